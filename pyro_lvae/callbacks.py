@@ -1,0 +1,96 @@
+"""What may watch a training run: a progress bar, JSON lines, TensorBoard, or anything of one's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from .results import EpochMetrics, read_metrics, write_metrics
+
+
+class Callback:
+    """Methods called by `fit`; override what is needed."""
+
+    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        """Training starts (or resumes) with `epoch` epochs completed out of `epochs`."""
+
+    def on_batch(self, epoch: int, batch: int) -> None:
+        """Batch number `batch` of the epoch is done."""
+
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        """An epoch is done, before its checkpoint is written."""
+
+    def on_end(self) -> None:
+        """Training is over, by its end, an interruption or an error."""
+
+
+class ProgressBar(Callback):
+    """A bar with the epoch, the test ELBO, beta and the time left."""
+
+    def __init__(self):
+        self._progress = None
+
+    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("{task.fields[elbo]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            refresh_per_second=4,
+        )
+        total, done = epochs * num_batches, epoch * num_batches
+        self._task = self._progress.add_task("", total=total, completed=done, epoch=epoch, epochs=epochs, elbo="")
+        self._num_batches = num_batches
+        self._progress.start()
+
+    def on_batch(self, epoch: int, batch: int) -> None:
+        self._progress.update(self._task, completed=epoch * self._num_batches + batch + 1)
+
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        beta = min(metrics.beta.values())
+        note = "" if beta == 1 else f"  β {beta:.2f}"
+        elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
+        self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)
+
+    def on_end(self) -> None:
+        self._progress.stop()
+
+
+class JSONLines(Callback):
+    """One JSON object a line, one line an epoch, in `path`; lines past the resumed epoch are dropped."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        write_metrics(self.path, [m for m in read_metrics(self.path) if m.epoch <= epoch])
+
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+
+
+class TensorBoard(Callback):
+    """Scalars for TensorBoard in `folder`, nats per datum, against epochs."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.folder), purge_step=epoch + 1)
+
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        for name, value in asdict(metrics).items():
+            parts = value if isinstance(value, dict) else {"": value}
+            for part, number in parts.items():
+                self._writer.add_scalar(f"{name}/{part}".rstrip("/"), number, metrics.epoch)
+
+    def on_end(self) -> None:
+        self._writer.close()

@@ -1,0 +1,195 @@
+"""check(structure, x): the rules of a latent structure, each broken one said in a sentence."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .traces import DATA, data_frame, evaluating, fixed_noise, replay, trace_pair
+
+
+class ContractError(ValueError):
+    """A structure breaks rules; `.broken` lists one sentence for each."""
+
+    def __init__(self, structure, broken: list[str]):
+        self.broken = broken
+        lines = "\n".join(f"  - {sentence}" for sentence in broken)
+        super().__init__(f"{type(structure).__name__} breaks {len(broken)} rule(s) of a structure:\n{lines}")
+
+
+def check(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
+    """Verify that `structure` keeps the rules of `pyro_lvae.Structure` on a few rows of data.
+
+    Runs guide and model a handful of times in evaluation mode; parameters, buffers, the caller's
+    random state and Pyro's parameter store stay as they were.
+
+    Args:
+        x: data `[B, D]`; at most its first 4 rows are used.
+        y: labels `[B, ...]`, where the structure takes them.
+
+    Raises:
+        ContractError: naming every broken rule, with the site, what came and what was expected.
+    """
+    if broken := list(_broken_rules(structure, x, y)):
+        raise ContractError(structure, broken)
+
+
+def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
+    if faults := list(_not_runnable(structure, x)):
+        yield from faults
+        return
+    args = (x[:4],) if y is None else (x[:4], y[:4])
+    with evaluating(structure), fixed_noise(x.device), pyro.get_param_store().scope(), pyro.validation_enabled(True):
+        try:
+            model_trace, guide_trace = trace_pair(structure.model, structure.guide, *args)
+        except Exception as error:
+            yield f"model and guide must run on x of shape {tuple(args[0].shape)}: {_said(error)}"
+            return
+        model, guide = _latents_and_data(model_trace), _latents_and_data(guide_trace)
+        yield from _pairing(model, guide, y is not None)
+        yield from _plates({**guide, **model}, len(args[0]))
+        yield from _scales(model, guide)
+        yield from _params(model_trace, guide_trace)
+        densities = list(_densities(model, guide, (len(args[0]),)))
+        yield from densities
+        yield from _reads_data(structure, args, model, guide_trace)
+        if not densities:  # or each would be said twice
+            yield from _particles(structure, args)
+
+
+def _not_runnable(structure, x) -> Iterator[str]:
+    if not isinstance(structure, nn.Module):
+        yield f"a structure is an nn.Module, this is a {type(structure).__name__}; derive it from torch.nn.Module"
+    for name in ("model", "guide"):
+        method = getattr(structure, name, None)
+        if not callable(method):
+            yield f"there is no method {name}(x, y=None); write one"
+        elif len(inspect.signature(method).parameters) < 2:
+            yield f"{name}{inspect.signature(method)} must take labels too: {name}(self, x, y=None)"
+    if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0:
+        what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        yield f"x must be a tensor [B, D] with at least one row, and is {what}; flatten images to rows"
+
+
+def _latents_and_data(trace) -> dict[str, dict]:
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    }
+
+
+def _is_deterministic(site: dict) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
+    expected = {"x", "y"} if has_labels else {"x"}
+    observed = {n for n, s in model.items() if s["is_observed"] and not _is_deterministic(s)}
+    if "x" not in observed:
+        yield f'the model observes {sorted(observed)}, expected "x"; write pyro.sample("x", ..., obs=x)'
+    for name in sorted(observed - expected - {"x"}):
+        yield f'site {name!r}: observed, and only "x" (and "y" where given) may be; rename it, or make it a latent'
+    for name, site in model.items():
+        in_model_alone = site["infer"].get("enumerate") or site["is_observed"]
+        if not in_model_alone and name not in guide:
+            yield f"site {name!r}: the model samples it and the guide does not; sample it in the guide too"
+    for name, site in guide.items():
+        if site["is_observed"] and not _is_deterministic(site):
+            yield f"site {name!r}: observed in the guide; observe it in the model alone"
+        elif name not in model and not site["infer"].get("is_auxiliary") and not _is_deterministic(site):
+            yield f"site {name!r}: the guide samples it and the model does not; give the model a site of that name"
+
+
+def _plates(sites: dict, batch: int) -> Iterator[str]:
+    if data_frame(sites.get("x", {"cond_indep_stack": ()})) is None and "x" in sites:
+        yield f'site \'x\': outside the data plate; put it in `with pyro.plate("{DATA}", len(x), dim=-1):`'
+    for name, site in sites.items():
+        frame = data_frame(site)
+        if frame is not None and (frame.dim, frame.size) != (-1, batch):
+            yield (
+                f"site {name!r}: plate {DATA!r} has size {frame.size} at dim {frame.dim}, expected {batch} at "
+                f'dim -1; write pyro.plate("{DATA}", len(x), dim=-1)'
+            )
+        others = [f.name for f in site["cond_indep_stack"] if f.name != DATA and f.vectorized]
+        if others:
+            yield f"site {name!r}: inside plate(s) {others}; declare those dims as event dims with .to_event"
+
+
+def _scales(model: dict, guide: dict) -> Iterator[str]:
+    for where, sites in (("model", model), ("guide", guide)):
+        for name, site in sites.items():
+            if not (isinstance(site["scale"], float | int) and site["scale"] == 1):
+                yield (
+                    f"site {name!r}: scaled by {float(site['scale']):g} in the {where}; leave KL weights and N/B "
+                    "to pyro_lvae.anneal and fit"
+                )
+
+
+def _params(*traces) -> Iterator[str]:
+    names = sorted({n for trace in traces for n, s in trace.nodes.items() if s["type"] == "param"})
+    if names:
+        yield f"pyro.param or pyro.module is used ({', '.join(names)}); make them nn.Parameters of the structure"
+
+
+def _densities(model: dict, guide: dict, expected: tuple, note: str = "") -> Iterator[str]:
+    for where, sites in (("model", model), ("guide", guide)):
+        for name, site in sites.items():
+            if data_frame(site) is None or _is_deterministic(site):
+                continue
+            try:
+                shape = tuple(site["fn"].log_prob(site["value"]).shape)
+            except Exception as error:
+                yield f"site {name!r}: log_prob fails in the {where}{note}: {_said(error)}{_support_hint(name, error)}"
+                continue
+            if shape != expected:
+                yield (
+                    f"site {name!r}: log_prob has shape {shape} in the {where}{note}, expected {expected}; "
+                    "did you forget .to_event(1)?"
+                )
+
+
+def _reads_data(structure, args: tuple, model: dict, guide_trace) -> Iterator[str]:
+    other = args[0].flip(0).flip(-1)
+    try:
+        again = _latents_and_data(replay(structure.model, guide_trace, other, *args[1:]))
+    except Exception as error:
+        yield f"the model must run on any x of the same shape: {_said(error)}"
+        return
+    for name, site in model.items():
+        if name not in again or _is_deterministic(site):
+            continue
+        try:
+            same = torch.equal(*(s["fn"].log_prob(site["value"]) for s in (site, again[name])))
+        except Exception:  # reported by _densities
+            continue
+        if not same:
+            yield f"site {name!r}: its distribution in the model changes with x; read x only as obs= and for len(x)"
+
+
+def _particles(structure, args: tuple) -> Iterator[str]:
+    note = " with 2 particles"
+    try:
+        model_trace, guide_trace = trace_pair(structure.model, structure.guide, *args, num_particles=2)
+    except Exception as error:
+        yield f"samples with a leading particle dim [2, B, z] must pass through model and guide: {_said(error)}"
+        return
+    sizes = (2, len(args[0]))
+    yield from _densities(_latents_and_data(model_trace), _latents_and_data(guide_trace), sizes, note)
+
+
+def _said(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    message = (str(error).strip() or repr(error)).splitlines()[0]
+    return f"{type(error).__name__}: {message} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
+
+
+def _support_hint(name: str, error: Exception) -> str:
+    if name == "x" and isinstance(error, ValueError) and "support" in str(error):
+        return "; the likelihood does not admit these values: binarise the data, or pass another likelihood"
+    return ""

@@ -1,0 +1,6 @@
+"""Named data sets and files of the user's own, as tensors that live on the training device."""
+
+from .dataset import DataError, Dataset
+from .sources import DATASETS, load
+
+__all__ = ["DATASETS", "DataError", "Dataset", "load"]

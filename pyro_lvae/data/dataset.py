@@ -1,0 +1,108 @@
+"""What training and evaluation see of data: whole tensors, batches cut on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+TEST_SEED = 0  # the test set is binarised once, with this seed
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or of the wrong form; says what was looked for and the remedy."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train and test data, flattened to rows.
+
+    Attributes:
+        name: what it is called in tables and file names.
+        x_train: `[N, D]` float; grey values in [0, 1] when `binarize` is set.
+        x_test: `[M, D]` float, ready for evaluation (binarised, where `binarize` is set).
+        y_train, y_test: class labels `[N]`, `[M]`, or `None`.
+        shape: shape of one datum, `(height, width)` for images; its product is D.
+        binarize: every training batch is drawn as Bernoulli(x) anew, so each epoch sees other
+            binary images of the same grey values (dynamic binarisation).
+    """
+
+    name: str
+    x_train: Tensor
+    x_test: Tensor
+    y_train: Tensor | None = None
+    y_test: Tensor | None = None
+    shape: tuple[int, ...] = ()
+    binarize: bool = False
+
+    def __post_init__(self):
+        if not self.shape:
+            object.__setattr__(self, "shape", tuple(self.x_train.shape[1:]))
+        for name, x in (("x_train", self.x_train), ("x_test", self.x_test)):
+            _check_rows(f"{self.name}: {name}", x, self.shape)
+        for name, y, x in (("y_train", self.y_train, self.x_train), ("y_test", self.y_test, self.x_test)):
+            if y is not None and len(y) != len(x):
+                raise DataError(f"{self.name}: {name} has {len(y)} labels for {len(x)} rows; give one a row")
+        if self.binarize and not ((self.x_train >= 0) & (self.x_train <= 1)).all():
+            low, high = self.x_train.min().item(), self.x_train.max().item()
+            raise DataError(
+                f"{self.name}: binarisation draws Bernoulli(x) and x_train runs from {low:g} to {high:g}; "
+                "scale it to [0, 1], or use binarize=False"
+            )
+
+    @property
+    def x_dim(self) -> int:
+        """D, the size of one row."""
+        return self.x_train.shape[1]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches an epoch; a last batch of a single row joins the one before it."""
+        n = len(self.x_train)
+        return max(1, -(-n // batch_size) - (n % batch_size == 1))
+
+    def order(self) -> Tensor:
+        """A random order of the training rows, from torch's default generator of their device."""
+        return torch.randperm(len(self.x_train), device=self.x_train.device)
+
+    def batches(self, batch_size: int, order: Tensor, skip: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """One epoch of `(x, y)` in the given order, from batch number `skip` on, binarised anew.
+
+        A batch of one row would leave batch norm without a variance: a last single row joins the
+        batch before.
+        """
+        count = self.num_batches(batch_size)
+        for i in range(skip, count):
+            rows = order[i * batch_size : (i + 1) * batch_size if i < count - 1 else None]
+            x = self.x_train[rows]
+            yield torch.bernoulli(x) if self.binarize else x, None if self.y_train is None else self.y_train[rows]
+
+    def train_rows(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The first `count` training rows, in a form fit for evaluation (binarised like the test set)."""
+        x = self.x_train[:count]
+        return binarized(x) if self.binarize else x, None if self.y_train is None else self.y_train[:count]
+
+    def test_rows(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The first `count` test rows and their labels."""
+        return self.x_test[:count], None if self.y_test is None else self.y_test[:count]
+
+
+def binarized(x: Tensor) -> Tensor:
+    """One draw of Bernoulli(x) from a fixed seed, the same on every device."""
+    return torch.bernoulli(x.cpu(), generator=torch.Generator().manual_seed(TEST_SEED)).to(x.device)
+
+
+def _check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    size = torch.Size(shape).numel()
+    if x.ndim != 2 or x.shape[1] != size or len(x) == 0 or not x.is_floating_point():
+        raise DataError(
+            f"{name} is {x.dtype} of shape {tuple(x.shape)}; expected floating-point rows [N, {size}] with N >= 1"
+        )
+    if not torch.isfinite(x).all():
+        raise DataError(f"{name} holds NaN or infinite values; remove or impute them first")

@@ -1,0 +1,115 @@
+"""What the latent layers hold: KL per layer, active units, encodings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..traces import Ledger, Site
+from .chunks import MEMORY, check_rows, chunked_ledgers
+
+ACTIVE = 0.01  # variance of the posterior mean above which a unit counts as active
+
+
+def kl_per_layer(
+    structure: nn.Module, x: Tensor, num_samples: int = 10, *, y: Tensor | None = None, memory: int = MEMORY
+) -> dict[str, float]:
+    r"""Each layer's share of the KL: E_q[log q(z_i|.) - log p(z_i|.)], mean over the data, nats per datum.
+
+    The shares sum to KL(q(z|x) || p(z)). Estimated from `num_samples` draws, so it holds for every
+    structure. In a bottom-up guide a single share is no KL divergence, and may be negative.
+
+    Returns:
+        {site: nats}, the layer nearest the data first.
+    """
+    x = check_rows(structure, x)
+    totals: dict[str, float] = {}
+    for _, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
+        for name, site in _layers(sites).items():
+            totals[name] = totals.get(name, 0.0) - site.log_ratio.sum().item()
+    return {name: totals[name] / (num_samples * len(x)) for name in sorted(totals, key=_depth)}
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How the posterior means of one layer move with the data.
+
+    Attributes:
+        mean: posterior means E_q[z_i | x_n], `[N, z_i]`.
+        variance: their variance over the data, one a unit, `[z_i]`; the Monte Carlo error that K
+            draws leave in the means has been taken off, so it may fall slightly below zero.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    @property
+    def active(self) -> int:
+        """Units whose variance exceeds 0.01."""
+        return int((self.variance > ACTIVE).sum())
+
+
+def posterior_activity(
+    structure: nn.Module, x: Tensor, num_samples: int = 100, *, y: Tensor | None = None, memory: int = MEMORY
+) -> dict[str, Activity]:
+    r"""Posterior means of every layer and A_u = Var_x(E_q[u | x]) of its units (Burda et al. 2016, section 5).
+
+    E_q[z_i | x] averages the conditional means of q(z_i | .) over `num_samples` draws of the other
+    layers. Its Monte Carlo error would add s^2 / K to the variance over the data and make dead
+    units look alive; that is subtracted.
+
+    Returns:
+        {site: Activity}, the layer nearest the data first.
+    """
+    x = check_rows(structure, x)
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
+        for name, site in _layers(sites).items():
+            means = _conditional_mean(site).flatten(2)
+            if name not in sums:
+                sums[name], squares[name] = (means.new_zeros(len(x), means.shape[2], dtype=torch.double) for _ in "sq")
+            sums[name][rows] += means.double().sum(0)
+            squares[name][rows] += means.double().square().sum(0)
+    return {name: _activity(sums[name], squares[name], num_samples) for name in sorted(sums, key=_depth)}
+
+
+def active_units(structure: nn.Module, x: Tensor, num_samples: int = 100, **options) -> dict[str, int]:
+    """Units whose posterior mean varies over the data by more than 0.01: {site: count}."""
+    activity = posterior_activity(structure, x, num_samples, **options)
+    return {name: layer.active for name, layer in activity.items()}
+
+
+def encode(structure: nn.Module, x: Tensor, num_samples: int = 100, **options) -> dict[str, Tensor]:
+    """Posterior means E_q[z_i | x]: {site: `[N, z_i]`}."""
+    activity = posterior_activity(structure, x, num_samples, **options)
+    return {name: layer.mean for name, layer in activity.items()}
+
+
+def _layers(sites: Ledger) -> dict[str, Site]:
+    return {name: site for name, site in sites.latents.items() if site.is_local and site.q is not None}
+
+
+def _conditional_mean(site: Site) -> Tensor:
+    """E[z_i | the draws of the other layers], `[K, B, ...]`; the draw itself where q has no mean."""
+    try:
+        return site.q.mean.expand(site.value.shape)
+    except NotImplementedError:
+        return site.value
+
+
+def _activity(total: Tensor, squares: Tensor, num_samples: int) -> Activity:
+    mean = total / num_samples
+    variance = mean.var(0, correction=1) if len(mean) > 1 else torch.zeros_like(mean[0])
+    if num_samples > 1:
+        within = (squares / num_samples - mean.square()).clamp_min(0) / (num_samples - 1)
+        variance = variance - within.mean(0)
+    return Activity(mean.float(), variance.float())
+
+
+def _depth(name: str) -> tuple:
+    """z1, z2 ... z10 in order of depth, other names after them."""
+    number = name.removeprefix("z")
+    return (0, int(number), "") if number.isdigit() else (1, 0, name)

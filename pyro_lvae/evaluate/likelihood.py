@@ -1,0 +1,58 @@
+"""Estimates of log p(x) and of its lower bound, one number a datum."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .chunks import MEMORY, check_rows, chunked_ledgers
+
+
+def log_likelihood(
+    structure: nn.Module, x: Tensor, num_samples: int = 5000, *, y: Tensor | None = None, memory: int = MEMORY
+) -> Tensor:
+    r"""log p(x) by importance sampling with the guide as proposal:
+
+        log p(x_n) ~ log 1/K sum_k p(x_n, z_nk) / q(z_nk | x_n),  z_nk ~ q(z | x_n)
+
+    (Rezende et al. 2014, appendix E; Burda et al. 2016.) A lower bound in expectation, tight as K
+    grows. Random numbers come from torch's default generator.
+
+    Args:
+        x: data `[N, D]`.
+        num_samples: K.
+        y: labels `[N, ...]`, where the structure takes them; the result is then log p(x | y) or
+            log p(x, y), as the model has it.
+        memory: bytes that a chunk of draws may take, counted as if nothing in it were freed.
+
+    Returns:
+        Nats, `[N]`.
+    """
+    x = check_rows(structure, x)
+    out = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+    for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
+        _refuse_global(sites)
+        out[rows] = torch.logaddexp(out[rows], sites.local_log_weight().logsumexp(0))
+    return out - math.log(num_samples)
+
+
+def elbo(
+    structure: nn.Module, x: Tensor, num_samples: int = 1, *, y: Tensor | None = None, memory: int = MEMORY
+) -> Tensor:
+    """The evidence lower bound of each datum at beta = 1, by `num_samples` draws: nats, `[N]`."""
+    x = check_rows(structure, x)
+    out = x.new_zeros(len(x))
+    for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
+        _refuse_global(sites)
+        out[rows] += sites.local_log_weight().sum(0) / num_samples
+    return out
+
+
+def _refuse_global(sites) -> None:
+    if sites.global_sites:
+        raise ValueError(
+            f"site(s) {', '.join(map(repr, sites.global_sites))} lie outside the data plate: p(x) of one datum then "
+            "depends on a draw that all data share. Condition them first (poutine.condition)"
+        )

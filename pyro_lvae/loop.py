@@ -1,0 +1,248 @@
+"""The training loop: the state of one run, and the steps that move it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .annealing import Schedule, anneal, subsample
+from .callbacks import Callback
+from .checkpoint import load_checkpoint, load_weights, rng_state, save_checkpoint, set_rng_state
+from .data import Dataset
+from .objectives import backward
+from .results import EpochMetrics, read_metrics
+from .traces import Ledger, evaluating, fixed_noise, ledger
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+_COUNTERS = ("epoch", "batch", "step", "seconds", "epoch_seconds", "total", "rows", "order")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite; says where, and which checkpoint is good."""
+
+
+class Loop:
+    """One run of `fit`, whose arguments have been checked there.
+
+    Attributes:
+        epoch, step: epochs and optimiser steps completed.
+        batch: batches completed of the epoch in progress; `order` is that epoch's order of rows.
+        seconds: training time of the completed epochs, `epoch_seconds` of the one in progress.
+        total, rows: sum of the loss over the epoch's rows so far, and their number.
+        history: the metrics of the completed epochs.
+    """
+
+    def __init__(
+        self,
+        structure: nn.Module,
+        data: Dataset,
+        estimator: ELBO,
+        optimizer: Optimizer,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
+        schedules: dict[str, Schedule],
+        *,
+        batch_size: int,
+        clip_norm: float | None,
+        clip_value: float | None,
+        supervised: bool,
+        monitor_size: int,
+        has_global_sites: bool,
+        out: Path | None,
+    ):
+        self.structure, self.data = structure, data
+        # A copy: Pyro's estimators keep the plate nesting that they guess from the first model they see.
+        self.estimator = copy.copy(estimator)
+        if self.estimator.max_plate_nesting == float("inf"):
+            self.estimator.max_plate_nesting = 1
+        self.optimizer = optimizer
+        self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
+        self.schedules = schedules
+        self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.has_global_sites, self.out = has_global_sites, out
+        self.device = data.x_train.device
+        self.epoch, self.batch, self.step, self.order = 0, 0, 0, None
+        self.seconds, self.epoch_seconds = 0.0, 0.0
+        self.total, self.rows = torch.zeros((), device=self.device), 0
+        self.history: list[EpochMetrics] = []
+        self.saved_step: int | None = None
+
+    def train(self, epochs: int, checkpoint_every: int, callbacks: list[Callback]) -> list[EpochMetrics]:
+        """Train until `epochs` epochs are completed."""
+        if self.out is not None and self.saved_step is None:
+            self.save()
+        with ExitStack() as stack:
+            for callback in callbacks:
+                callback.on_start(self.epoch, epochs, self.data.num_batches(self.batch_size))
+                stack.callback(callback.on_end)
+            stop = stack.enter_context(_interrupt_at_step_end(self.out is not None))
+            stack.enter_context(pyro.validation_enabled(False))
+            self.structure.train()
+            while self.epoch < epochs:
+                self._epoch(callbacks, stop)
+                if self.out is not None and (self.epoch % checkpoint_every == 0 or self.epoch == epochs):
+                    self.save()
+        return self.history
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {name: getattr(self, name) for name in _COUNTERS}
+        state |= {
+            "structure": self.structure.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+            "rng": rng_state(self.device),
+            "batch_size": self.batch_size,
+        }
+        save_checkpoint(self.out / CHECKPOINT, state)
+        self.saved_step = self.step
+
+    def restore(self) -> None:
+        """Go back to the checkpoint in `out`."""
+        path = self.out / CHECKPOINT
+        state = load_checkpoint(path, self.device)
+        if state["batch"] and state["batch_size"] != self.batch_size:
+            raise ValueError(
+                f"{path} stopped within an epoch of batches of {state['batch_size']}, and batch_size is "
+                f"{self.batch_size}; finish that epoch with the former size"
+            )
+        load_weights(self.structure, state, path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self.history = [m for m in read_metrics(self.out / METRICS) if m.epoch <= self.epoch]
+        self.saved_step = self.step
+        set_rng_state(state["rng"], self.device)
+
+    # ------------------------------------------------------------------ one epoch, one step
+
+    def _epoch(self, callbacks: list[Callback], stop: threading.Event) -> None:
+        """One epoch, or what a resumed run has left of it."""
+        started = time.perf_counter() - self.epoch_seconds
+        self.order = self.data.order() if self.order is None else self.order
+        for x, y in self.data.batches(self.batch_size, self.order, skip=self.batch):
+            self._step(self._args(x, y))
+            self.batch, self.step, self.rows = self.batch + 1, self.step + 1, self.rows + len(x)
+            self.epoch_seconds = time.perf_counter() - started
+            for callback in callbacks:
+                callback.on_batch(self.epoch, self.batch - 1)
+            if stop.is_set():
+                self.save()
+                raise KeyboardInterrupt(f"stopped after step {self.step}; resume from {self.out}")
+        metrics = self._end_epoch()
+        for callback in callbacks:
+            callback.on_epoch(metrics)
+
+    def _step(self, args: tuple) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        n, batch = len(self.data.x_train), len(args[0])
+        with ExitStack() as handlers:
+            handlers.enter_context(anneal(beta=self._beta()))
+            if self.has_global_sites:  # their log-density counts once, that of the rows N/B times
+                handlers.enter_context(subsample(n))
+            loss = backward(self.estimator, self.structure, args, per=n if self.has_global_sites else batch)
+        norm = self._clip()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteLoss(self._diagnosis(args, loss, norm))
+        self.optimizer.step()
+        self.total += loss * batch
+
+    def _clip(self) -> float:
+        """Clip the gradient; its norm before, where `clip_norm` asks for it."""
+        norm = 0.0
+        if self.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self.structure.parameters(), self.clip_norm).item()
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.structure.parameters(), self.clip_value)
+        return norm
+
+    def _beta(self) -> dict[str, float]:
+        return {name: schedule(self.step, self.epoch) for name, schedule in self.schedules.items()}
+
+    def _args(self, x: Tensor, y: Tensor | None) -> tuple:
+        return (x, y) if self.supervised else (x,)
+
+    # ------------------------------------------------------------------ what is written down
+
+    def _end_epoch(self) -> EpochMetrics:
+        beta, lr = self._beta(), float(self.optimizer.param_groups[0]["lr"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.epoch, self.batch, self.order = self.epoch + 1, 0, None
+        self.seconds += self.epoch_seconds
+        train = self._monitor(*self.data.train_rows(self.monitor_size))
+        test = self._monitor(*self.data.test_rows(self.monitor_size))
+        metrics = EpochMetrics(
+            epoch=self.epoch,
+            step=self.step,
+            seconds=self.seconds,
+            objective=-self.total.item() / self.rows,
+            train_elbo=_mean(train.local_log_weight()),
+            test_elbo=_mean(test.local_log_weight()),
+            kl={name: -_mean(site.log_ratio) for name, site in test.latents.items() if site.is_local},
+            beta=beta,
+            lr=lr,
+            images_per_second=self.rows / self.epoch_seconds,
+        )
+        self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
+        self.history.append(metrics)
+        return metrics
+
+    def _monitor(self, x: Tensor, y: Tensor | None) -> Ledger:
+        with evaluating(self.structure), fixed_noise(self.device):
+            return ledger(self.structure.model, self.structure.guide, *self._args(x, y))
+
+    def _diagnosis(self, args: tuple, loss: Tensor, norm: float) -> str:
+        with torch.no_grad():
+            sites = ledger(self.structure.model, self.structure.guide, *args)
+        densities = {(name, kind): getattr(s, kind) for name, s in sites.items() for kind in ("log_p", "log_q")}
+        bad = [f"{kind} of {name!r}" for (name, kind), value in densities.items() if not torch.isfinite(value).all()]
+        where = f"not finite: {', '.join(bad)}" if bad else "every site is finite on a new draw, so it was a rare one"
+        good = "none, for fit was called without out"
+        if self.saved_step is not None:
+            good = f"{self.out / CHECKPOINT}, of step {self.saved_step}"
+        return (
+            f"the loss is {float(loss)} and the gradient's norm {norm:g} in step {self.step + 1} (epoch "
+            f"{self.epoch + 1}); {where}. Last good checkpoint: {good}. Lower the learning rate, set clip_norm, or "
+            "raise min_variance"
+        )
+
+
+@contextmanager
+def _interrupt_at_step_end(enabled: bool) -> Iterator[threading.Event]:
+    """Ctrl-C lets the step in progress finish and sets the event; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handler(signum, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _mean(x: Tensor) -> float:
+    return x.mean().item()

@@ -1,0 +1,103 @@
+"""Tensor -> Tensor: the deterministic networks, which take any number of leading dims.
+
+A particle plate turns a latent sample from `[B, z]` into `[K, B, z]`. Linear layers broadcast by
+themselves; batch norm does not, so the version here flattens the leading dims and restores them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with Glorot-normal weights and zero bias (Glorot & Bengio 2010)."""
+    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    nn.init.xavier_normal_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm of the last dim, over all leading dims together (Ioffe & Szegedy 2015).
+
+    `nn.BatchNorm1d` reads `[K, B, D]` as K rows of B channels: it fails, or, where B happens to
+    equal D, silently normalises the batch.
+
+    >>> BatchNorm(3)(torch.randn(5, 4, 3)).shape
+    torch.Size([5, 4, 3])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+
+class MLP(nn.Sequential):
+    """`num_layers` times linear -> batch norm -> activation; with `num_layers=0`, the identity.
+
+    Args:
+        in_dim: size of the last dim of the input, `[..., in_dim]`.
+        hidden_dim: width of every layer, and of the output `[..., hidden_dim]`.
+        num_layers: number of hidden layers.
+        batch_norm: normalise before each activation; the linear layers then have no bias.
+        activation: makes the nonlinearity.
+
+    Attributes:
+        out_dim: size of the last dim of the output.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        num_layers: int = 2,
+        *,
+        batch_norm: bool = True,
+        activation: Callable[[], nn.Module] = nn.LeakyReLU,
+    ):
+        layers: list[nn.Module] = []
+        for _ in range(num_layers):
+            layers.append(linear(in_dim, hidden_dim, bias=not batch_norm))
+            layers.extend([BatchNorm(hidden_dim)] if batch_norm else [])
+            layers.append(activation())
+            in_dim = hidden_dim
+        super().__init__(*layers)
+        self.out_dim = in_dim
+
+
+class Shared(nn.Module):
+    """A network that two callers ask about the very same tensor: the second gets the first's answer.
+
+    The guide of a ladder needs p(z_i | z_{i+1}) for its merge, and the model, replayed against the
+    guide, needs it again at the same z_{i+1}. Computing it once halves that work, and moves
+    batch-norm statistics once a step.
+
+    The answer is handed out once, and only where it is certain to be the same: the same tensor
+    object, the same parameters at the same version, the same train/eval and gradient mode.
+    Anything else is computed afresh.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self._kept: tuple | None = None
+
+    def forward(self, x: Tensor):
+        key = self._key(x)
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] is x and kept[1] == key:
+            return kept[2]
+        out = self.net(x)
+        self._kept = (x, key, out)
+        return out
+
+    def _key(self, x: Tensor) -> tuple:
+        weights = [(id(p), p._version) for p in self.net.parameters()]
+        return (torch.is_grad_enabled(), self.training, *weights)
+
+    def __getstate__(self) -> dict:
+        # A kept answer belongs to one step: copies and pickles start without it.
+        return {**self.__dict__, "_kept": None}

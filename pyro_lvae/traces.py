@@ -1,0 +1,226 @@
+"""The only room that runs guides and replays models: one ledger {site: log p, log q} for everyone.
+
+Estimators, evaluation and the contract all read the same ledger, so what a plate, a scale or a
+global site means is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+DATA = "data"  # the name of the one plate that holds every local site
+PARTICLE_DIM = -2
+
+
+def data_frame(site: dict) -> CondIndepStackFrame | None:
+    """The data plate's frame at a site or message, or `None` for a global site."""
+    return next((f for f in site["cond_indep_stack"] if f.name == DATA), None)
+
+
+class ParticleMessenger(Messenger):
+    """K independent draws of every local site, along a new dim -2; a global site keeps its one draw.
+
+    `pyro.plate` around the structure would draw global sites K times as well, and an importance-
+    weighted bound over draws with different weights each is not a bound.
+    """
+
+    def __init__(self, num_particles: int):
+        super().__init__()
+        self.num_particles = num_particles
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if data_frame(msg) is None:
+            return
+        frame = CondIndepStackFrame("particles", PARTICLE_DIM, self.num_particles, 0, self.num_particles)
+        msg["cond_indep_stack"] = (frame, *msg["cond_indep_stack"])
+        BroadcastMessenger._pyro_sample(msg)
+
+
+class MeanMessenger(Messenger):
+    """Every unobserved site takes the mean of its distribution instead of a draw."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if not msg["is_observed"] and not msg["done"] and isinstance(msg["fn"], TorchDistribution):
+            msg["value"], msg["done"] = msg["fn"].mean, True
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample site, seen from the model (p) and from the guide (q).
+
+    `log_p` and `log_q` are nats, masks applied, scales not. With K particles they have shape
+    `[K, B]`; without, `[B]`; for a global site, the site's own. `beta` is the product of the
+    `poutine.scale`s on the site, `plate_scale` is N/B of a subsampled data plate.
+    """
+
+    name: str
+    value: Tensor
+    p: TorchDistribution | None
+    q: TorchDistribution | None
+    log_p: Tensor
+    log_q: Tensor
+    beta: float | Tensor
+    plate_scale: float
+    is_observed: bool
+    is_local: bool
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """beta (log p - log q)."""
+        return self.beta * (self.log_p - self.log_q)
+
+
+class Ledger(dict[str, Site]):
+    """{site name: Site} in the model's order; `guide_order` are the guide's names in its own."""
+
+    guide_order: tuple[str, ...] = ()
+
+    @property
+    def latents(self) -> dict[str, Site]:
+        """The sites that are not observed, in the model's order."""
+        return {name: site for name, site in self.items() if not site.is_observed}
+
+    @property
+    def global_sites(self) -> dict[str, Site]:
+        """The sites outside the data plate that carry probability."""
+        return {n: s for n, s in self.items() if not s.is_local and not (s.is_observed and _is_constant(s))}
+
+    def local_log_weight(self) -> Tensor:
+        """Sum over local sites of beta (log p - log q), nats: `[K, B]` with particles, else `[B]`."""
+        return sum(site.log_ratio for site in self.values() if site.is_local)
+
+    def global_log_weight(self) -> float | Tensor:
+        """Sum over global sites of beta (log p - log q), nats: a scalar."""
+        return sum(site.log_ratio.sum() for site in self.global_sites.values())
+
+    def plate_scale(self) -> float:
+        """N/B of the data plate: 1 unless it is subsampled."""
+        scales = {site.plate_scale for site in self.values() if site.is_local}
+        if len(scales) > 1:
+            raise ValueError(f"local sites disagree on the data plate's N/B: {sorted(scales)}; use one plate 'data'")
+        return scales.pop()
+
+
+def trace_pair(model: Callable, guide: Callable, *args, num_particles: int | None = None, **kwargs) -> tuple:
+    """The traces of `model`, replayed, and of `guide`, with nothing computed from them yet."""
+    if num_particles is not None:
+        particles = ParticleMessenger(num_particles)
+        model, guide = particles(model), particles(guide)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    return replay(model, guide_trace, *args, **kwargs), guide_trace
+
+
+def replay(model: Callable, guide_trace, *args, **kwargs):
+    """The trace of `model` with the latents of `guide_trace`."""
+    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+
+
+def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = None, **kwargs) -> Ledger:
+    """Run `guide`, replay `model` against it, and write down every sample site.
+
+    Args:
+        num_particles: K draws of the local sites along dim -2; `None` is one draw without that dim.
+
+    A latent that the guide leaves out is drawn by the model: its proposal is its prior, and its
+    log-ratio is zero.
+    """
+    p, q = map(_sample_sites, trace_pair(model, guide, *args, num_particles=num_particles, **kwargs))
+    book = Ledger({name: _site(name, p.get(name), q.get(name)) for name in [*p, *(n for n in q if n not in p)]})
+    book.guide_order = tuple(q)
+    return book
+
+
+def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None, num_particles: int | None = None) -> dict:
+    """{latent name: (distribution, value)} of one run of the guide."""
+    guide = structure.guide if num_particles is None else ParticleMessenger(num_particles)(structure.guide)
+    sites = _sample_sites(poutine.trace(guide).get_trace(*_args(x, y)))
+    return {name: (site["fn"], site["value"]) for name, site in sites.items()}
+
+
+def generate(structure: nn.Module, x: Tensor, latents: dict[str, Tensor], y: Tensor | None = None, *, mean=False):
+    """Run the model with `latents` fixed and nothing observed: {site name: (distribution, value)}.
+
+    `x` gives the length, dtype and device alone. With `mean`, the remaining sites take their means
+    in place of draws.
+    """
+    model = poutine.condition(poutine.uncondition(structure.model), data=latents)
+    model = MeanMessenger()(model) if mean else model
+    sites = _sample_sites(poutine.trace(model).get_trace(*_args(x, y)))
+    return {name: (site["fn"], site["value"]) for name, site in sites.items()}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; every submodule's own mode is restored afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+@contextmanager
+def fixed_noise(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Draws inside come from `seed`; the caller's random state is untouched."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _args(x: Tensor, y: Tensor | None) -> tuple:
+    return (x,) if y is None else (x, y)
+
+
+def _sample_sites(trace) -> dict[str, dict]:
+    trace = prune_subsample_sites(trace)
+    return {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+
+
+def _is_constant(site: Site) -> bool:
+    return bool((site.log_p == 0).all())
+
+
+def _log_prob(site: dict | None) -> Tensor | None:
+    if site is None:
+        return None
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def _site(name: str, p: dict | None, q: dict | None) -> Site:
+    either = p if p is not None else q
+    frame = data_frame(either)
+    plate_scale = 1.0 if frame is None else frame.full_size / frame.size
+    log_p, log_q = _log_prob(p), _log_prob(q)
+    if q is None:
+        log_q = torch.zeros_like(log_p) if p["is_observed"] else log_p
+    if p is None:
+        log_p = torch.zeros_like(log_q)
+    return Site(
+        name=name,
+        value=either["value"],
+        p=None if p is None else p["fn"],
+        q=None if q is None else q["fn"],
+        log_p=log_p,
+        log_q=log_q,
+        beta=either["scale"] / plate_scale,
+        plate_scale=plate_scale,
+        is_observed=p is not None and p["is_observed"],
+        is_local=frame is not None,
+    )

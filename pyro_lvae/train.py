@@ -1,0 +1,161 @@
+"""fit(): train any structure by any estimator."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .annealing import Schedule, as_schedule
+from .callbacks import Callback, JSONLines, ProgressBar
+from .contract import check
+from .data import DataError, Dataset
+from .loop import CHECKPOINT, METRICS, Loop
+from .objectives import check_supported
+from .results import EpochMetrics
+from .traces import Ledger, evaluating, fixed_noise, ledger
+
+Beta = float | Schedule | Mapping[str, float | Schedule]
+adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+
+
+def fit(
+    structure: nn.Module,
+    data: Dataset,
+    estimator: ELBO | None = None,
+    *,
+    epochs: int = 100,
+    batch_size: int = 128,
+    beta: Beta = 1.0,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    supervised: bool = False,
+    monitor_size: int = 1000,
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 1,
+    callbacks: Sequence[Callback] | None = None,
+) -> list[EpochMetrics]:
+    """Train a structure by maximising an ELBO per datum; the loss is -bound / N, in nats.
+
+    Random numbers come from torch's default generators: seed them (`torch.manual_seed`) before
+    building the structure. With `out`, a run may be stopped at any point (by Ctrl-C too) and
+    resumed: weights, optimiser, schedules, data order and noise go on bit for bit.
+
+    Args:
+        structure: any `nn.Module` that keeps the rules of `pyro_lvae.Structure`; trained in place.
+        data: from `load`, or a `Dataset` of tensors.
+        estimator: any `pyro.infer.ELBO`, `Trace_ELBO()` if left out. It is copied, never changed.
+        epochs: passes over the training data, all in all; a resumed run does the rest of them.
+        batch_size: rows a step.
+        beta: KL weight: a number, a schedule (`linear(0, 1, epochs=200)`), or either by site name.
+        optimizer: makes the optimiser from the parameters; one fused Adam, lr 1e-3, if left out.
+        lr_scheduler: makes a `torch.optim` scheduler from the optimiser; stepped once an epoch.
+        clip_norm: largest global norm of the gradient of the loss.
+        clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
+        supervised: pass the labels to `model` and `guide` as y.
+        monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
+        device: where to train; the structure's own device if left out.
+        out: run folder for `checkpoint.pt` and `metrics.jsonl`; without it nothing is written.
+        resume: go on from the checkpoint in `out`.
+        checkpoint_every: epochs between checkpoints.
+        callbacks: watchers; a progress bar if left out, none with `()`.
+
+    Returns:
+        The metrics of every epoch, those before a resume included.
+
+    Raises:
+        ContractError: the structure breaks a rule.
+        ValueError: the estimator would be wrong on it, or an argument is out of range.
+        FileExistsError: `out` holds a run, and `resume` was not asked for.
+        CheckpointError: there is nothing to resume, or it does not fit.
+        NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
+    """
+    device = torch.device(device) if device is not None else next(structure.parameters()).device
+    out = None if out is None else Path(out)
+    _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, supervised)
+    _check_folder(out, resume)
+    structure, data = structure.to(device), data.to(device)
+    sites = _first_sites(structure, data, supervised)
+    estimator = Trace_ELBO() if estimator is None else estimator
+    check_supported(estimator, sites)
+    schedules = _schedules(beta, sites)
+    _warn_if_unfinished(schedules, epochs, epochs * data.num_batches(batch_size))
+    loop = Loop(
+        structure,
+        data,
+        estimator,
+        optimizer([p for p in structure.parameters() if p.requires_grad]),
+        lr_scheduler,
+        schedules,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        supervised=supervised,
+        monitor_size=monitor_size,
+        has_global_sites=bool(sites.global_sites),
+        out=out,
+    )
+    if resume:
+        loop.restore()
+    callbacks = [ProgressBar()] if callbacks is None else list(callbacks)
+    return loop.train(epochs, checkpoint_every, callbacks + ([JSONLines(out / METRICS)] if out else []))
+
+
+def _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, supervised) -> None:
+    numbers = dict(
+        epochs=epochs, batch_size=batch_size, monitor_size=monitor_size, checkpoint_every=checkpoint_every
+    )
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if not isinstance(data, Dataset):
+        raise DataError(f"data is a {type(data).__name__}; expected a Dataset, from load(...) or Dataset(name, x, x)")
+    if supervised and data.y_train is None:
+        raise DataError(f"{data.name} has no labels, and supervised=True asks for them")
+
+
+def _check_folder(out: Path | None, resume: bool) -> None:
+    if resume and out is None:
+        raise ValueError("resume=True needs the run's folder: give out=")
+    if out is not None and not resume and ((out / CHECKPOINT).exists() or (out / METRICS).exists()):
+        raise FileExistsError(f"{out} already holds a run; give another folder, or resume=True to go on with it")
+
+
+def _first_sites(structure: nn.Module, data: Dataset, supervised: bool) -> Ledger:
+    """The sites of a structure that keeps the rules."""
+    x, y = data.train_rows(4)
+    args = (x, y) if supervised else (x,)
+    check(structure, *args)
+    with evaluating(structure), fixed_noise(x.device):
+        return ledger(structure.model, structure.guide, *args)
+
+
+def _schedules(beta: Beta, sites: Ledger) -> dict[str, Schedule]:
+    """A schedule for each latent site."""
+    if not isinstance(beta, Mapping):
+        return dict.fromkeys(sites.latents, as_schedule(beta))
+    if unknown := set(beta) - set(sites.latents):
+        raise ValueError(f"beta names {sorted(unknown)}; the latent sites are {list(sites.latents)}")
+    return {name: as_schedule(beta.get(name, 1.0)) for name in sites.latents}
+
+
+def _warn_if_unfinished(schedules: dict[str, Schedule], epochs: int, steps: int) -> None:
+    late = {s for s in schedules.values() if s.ends_after(steps, epochs)}
+    if late:
+        lengths = ", ".join(f"{s.length} {s.unit}" for s in late)
+        warnings.warn(
+            f"training ends after {epochs} epochs ({steps} steps), before the schedule of beta does ({lengths}): "
+            "the objective never becomes the ELBO. Train longer, or shorten the schedule",
+            stacklevel=3,
+        )
