@@ -88,8 +88,8 @@ class Schedule:
         ramp: the part of each cycle spent rising; the rest stays at `stop`.
     """
 
-    start: float
-    stop: float
+    start: float = 0.0
+    stop: float = 1.0
     length: int = 0
     unit: str = "epochs"
     cycles: int = 1

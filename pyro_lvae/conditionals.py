@@ -17,7 +17,7 @@ from .nets import BatchNorm, linear
 
 
 class Bernoulli(nn.Module):
-    """h -> B(x | sigmoid(W h + b)), for x in {0, 1}; parameterised by logits, which cannot saturate.
+    """Binary data: h -> B(x | sigmoid(W h + b)), by logits, which cannot saturate.
 
     Args:
         in_dim: size of the features `[..., in_dim]`.
@@ -33,7 +33,9 @@ class Bernoulli(nn.Module):
 
 
 class Normal(nn.Module):
-    r"""h -> N(mu(h), sigma^2(h)) with mu linear and sigma^2 = softplus(linear) + `min_variance`.
+    r"""Real data: h -> N(mu(h), sigma^2(h)), or with a fixed scale.
+
+        mu = linear(h),  sigma^2 = softplus(linear(h)) + min_variance
 
     The heads of Sonderby et al. 2016 (eqs. 5-7). Their floor of 1e-5 entered the log-densities
     only; here it is part of the variance, in the precision merge too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,28 @@ from .results import EpochMetrics
 from .traces import Ledger, evaluating, fixed_noise, ledger
 
 Beta = float | Schedule | Mapping[str, float | Schedule]
-adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+
+
+class FusedAdam(torch.optim.Adam):
+    """torch's Adam in one kernel a step, the default optimiser of `fit` (Kingma & Ba 2015).
+
+    Args:
+        params: what to train.
+        lr: learning rate.
+        betas: decay of the running moments.
+        eps: added to the root of the second moment.
+        weight_decay: L2 penalty.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def fit(
@@ -34,7 +54,7 @@ def fit(
     epochs: int = 100,
     batch_size: int = 128,
     beta: Beta = 1.0,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = FusedAdam,
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
@@ -59,7 +79,7 @@ def fit(
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
         batch_size: rows a step.
         beta: KL weight: a number, a schedule (`linear(0, 1, epochs=200)`), or either by site name.
-        optimizer: makes the optimiser from the parameters; one fused Adam, lr 1e-3, if left out.
+        optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes a `torch.optim` scheduler from the optimiser; stepped once an epoch.
         clip_norm: largest global norm of the gradient of the loss.
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.

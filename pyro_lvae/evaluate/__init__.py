@@ -1,8 +1,9 @@
 """Evaluation of any structure, from its traces."""
 
-from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity
+from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
 from .likelihood import elbo, log_likelihood
 from .samples import interpolate, manifold, reconstruct, sample_prior
+from .summary import summarize
 
 __all__ = [
     "Activity",
@@ -14,6 +15,8 @@ __all__ = [
     "log_likelihood",
     "manifold",
     "posterior_activity",
+    "posterior_samples",
     "reconstruct",
     "sample_prior",
+    "summarize",
 ]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..traces import Ledger, evaluating, ledger
 
-MEMORY = 2**28  # bytes; see `chunked_ledgers`
+MEMORY = 2**29  # bytes; see `chunked_ledgers`
 
 
 class _OutputBytes(TorchDispatchMode):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..traces import Ledger, Site
+from ..traces import Ledger, Site, evaluating, guide_sites
 from .chunks import MEMORY, check_rows, chunked_ledgers
 
 ACTIVE = 0.01  # variance of the posterior mean above which a unit counts as active
@@ -86,6 +86,14 @@ def encode(structure: nn.Module, x: Tensor, num_samples: int = 100, **options) -
     """Posterior means E_q[z_i | x]: {site: `[N, z_i]`}."""
     activity = posterior_activity(structure, x, num_samples, **options)
     return {name: layer.mean for name, layer in activity.items()}
+
+
+def posterior_samples(structure: nn.Module, x: Tensor, *, y: Tensor | None = None) -> dict[str, Tensor]:
+    """One draw of every layer from q(z | x): {site: `[N, z_i]`}, the layer nearest the data first."""
+    x = check_rows(structure, x)
+    with evaluating(structure):
+        sites = guide_sites(structure, x, y)
+    return {name: sites[name][1] for name in sorted(sites, key=_depth)}
 
 
 def _layers(sites: Ledger) -> dict[str, Site]:

@@ -11,7 +11,9 @@ from .base import LedgerELBO
 
 
 class IWAE(LedgerELBO):
-    r"""L_K = N/B sum_b E[log 1/K sum_k w_kb] + E[log p(W) - log q(W)],  w = p(x, z|W) / q(z|x, W)
+    r"""The importance-weighted bound of K particles.
+
+        L_K = N/B sum_b E[log 1/K sum_k w_kb] + E[log p(W) - log q(W)],  w = p(x, z|W) / q(z|x, W)
 
     (Burda et al. 2016, eq. 8.) The log-mean-exp runs over the particles of each datum alone. A
     KL weight beta acts inside it, the subsampling scale N/B outside; global sites W (Bayesian

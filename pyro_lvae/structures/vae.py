@@ -6,9 +6,11 @@ from .hierarchy import HierarchicalVAE
 
 
 class VAE(HierarchicalVAE):
-    r"""p(z_1) = N(0, I), p(x|z_1) = likelihood(MLP(z_1)), q(z_1|x) = N(mu(x), sigma^2(x)).
+    r"""One latent layer (Kingma & Welling 2014).
 
-    (Kingma & Welling 2014, section 3.) A hierarchy of one layer; the site is `"z1"`.
+        p(z_1) = N(0, I),  p(x|z_1) = likelihood(MLP(z_1)),  q(z_1|x) = N(mu(x), sigma^2(x))
+
+    (Section 3 there.) A hierarchy of one layer; the site is `"z1"`.
 
     Args:
         x_dim: size D of the data `[B, D]`.

@@ -1,0 +1,64 @@
+"""The figures that end a run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..data import Dataset
+from ..results import EpochMetrics, Summary
+from .latents import kl_per_layer, posterior_activity
+from .likelihood import elbo, log_likelihood
+
+
+def summarize(
+    structure: nn.Module,
+    data: Dataset,
+    history: list[EpochMetrics],
+    *,
+    estimator: str = "Trace_ELBO",
+    num_samples: int = 5000,
+    num_images: int | None = None,
+    supervised: bool = False,
+) -> Summary:
+    """Evaluate a trained structure on the test set; random numbers come from torch's default generator.
+
+    Args:
+        history: what `fit` returned.
+        estimator: the name of what it was trained by, for the table.
+        num_samples: importance samples of each log-likelihood.
+        num_images: first test rows that the log-likelihood takes; all if `None`. KL, active units
+            and ELBOs take them all (the train ELBO as many training rows).
+        supervised: the structure takes labels.
+    """
+    x, y = data.test_rows(len(data.x_test))
+    x_train, y_train = data.train_rows(len(x))
+    y, y_train = (y, y_train) if supervised else (None, None)
+    count = len(x) if num_images is None else min(num_images, len(x))
+    log_p = log_likelihood(structure, x[:count], num_samples, y=None if y is None else y[:count])
+    activity = posterior_activity(structure, x, y=y)
+    seconds = history[-1].seconds if history else 0.0
+    return Summary(
+        data=data.name,
+        structure=type(structure).__name__,
+        estimator=estimator,
+        epochs=history[-1].epoch if history else 0,
+        seconds=seconds,
+        images_per_second=len(data.x_train) * len(history) / seconds if seconds else 0.0,
+        num_parameters=sum(p.numel() for p in structure.parameters() if p.requires_grad),
+        train_elbo=elbo(structure, x_train, y=y_train).mean().item(),
+        test_elbo=elbo(structure, x, y=y).mean().item(),
+        test_log_likelihood=log_p.mean().item(),
+        test_log_likelihood_stderr=_stderr(log_p),
+        num_samples=num_samples,
+        num_images=count,
+        kl_per_layer=kl_per_layer(structure, x, y=y),
+        active_units={name: layer.active for name, layer in activity.items()},
+        units={name: layer.variance.numel() for name, layer in activity.items()},
+    )
+
+
+def _stderr(values: torch.Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan

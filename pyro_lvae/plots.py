@@ -1,0 +1,160 @@
+"""Pictures of a run; the one room that imports matplotlib. Every function returns a `Figure`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from .data import Dataset
+from .evaluate import Activity, interpolate, manifold, posterior_activity, posterior_samples, reconstruct, sample_prior
+from .evaluate.latents import ACTIVE
+from .results import EpochMetrics
+
+MAX_POINTS = 2000  # test rows in the scatter plots
+
+
+def elbo_curves(history: list[EpochMetrics]) -> Figure:
+    """Train and test ELBO (beta = 1) over epochs, nats per datum, with the annealed training objective."""
+    figure, ax = _axes("epoch", "nats per datum", "ELBO")
+    epochs = [m.epoch for m in history]
+    ax.plot(epochs, [m.objective for m in history], color="0.7", label="training objective (annealed)")
+    ax.plot(epochs, [m.train_elbo for m in history], label="train ELBO")
+    ax.plot(epochs, [m.test_elbo for m in history], label="test ELBO")
+    elbos = torch.tensor([v for m in history for v in (m.train_elbo, m.test_elbo)])
+    low, high = torch.quantile(elbos, 0.1).item(), max([m.objective for m in history] + elbos.tolist())
+    ax.set_ylim(low - 0.15 * (high - low) - 1, high + 0.1 * (high - low) + 1)
+    ax.legend(frameon=False)
+    return figure
+
+
+def kl_curves(history: list[EpochMetrics]) -> Figure:
+    """Each layer's share of the KL over epochs, nats per datum."""
+    figure, ax = _axes("epoch", "nats per datum", "KL per layer")
+    for name in sorted(history[0].kl):
+        ax.plot([m.epoch for m in history], [m.kl[name] for m in history], label=name)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.legend(frameon=False, ncols=2)
+    return figure
+
+
+def image_grid(x: Tensor, shape: tuple[int, int], columns: int, title: str = "") -> Figure:
+    """Images `[N, D]` in rows of `columns`, grey values from 0 (black) to 1."""
+    rows = -(-len(x) // columns)
+    height, width = shape
+    canvas = x.new_zeros(rows * columns, *shape)
+    canvas[: len(x)] = x.detach().reshape(-1, *shape)
+    canvas = canvas.reshape(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)
+    size = min(7.0, 0.7 * columns)
+    figure = Figure(figsize=(size, size * rows * height / (columns * width) + 0.4 * bool(title)), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(canvas.cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title)
+    return figure
+
+
+def reconstructions(structure: nn.Module, x: Tensor, shape: tuple[int, int], y: Tensor | None = None) -> Figure:
+    """Data `[N, D]` above their reconstructions."""
+    pairs = torch.cat([x, reconstruct(structure, x, y=y)])
+    return image_grid(pairs, shape, len(x), "data, and E[x | z] with z from q(z | x)")
+
+
+def interpolations(structure: nn.Module, x: Tensor, shape: tuple[int, int], y: Tensor | None = None) -> Figure:
+    """Rows of E[x | z] between neighbours of `x` `[N, D]`."""
+    steps = 10
+    path = interpolate(structure, x[:-1], x[1:], steps, y=None if y is None else y[:-1])
+    return image_grid(path.flatten(0, 1), shape, steps, "between two codes")
+
+
+def pca(codes: dict[str, Tensor], labels: Tensor | None = None) -> Figure:
+    """First two principal components of each layer's codes `[N, z_i]`, coloured by class."""
+    figure = Figure(figsize=(2.6 * len(codes) + 0.6 * (labels is not None), 2.8), layout="constrained")
+    for ax, (name, z) in zip(figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True):
+        z = z.detach().cpu().flatten(1).double()
+        z = z - z.mean(0)
+        directions = torch.linalg.svd(z, full_matrices=False).Vh[:2]
+        points = torch.nn.functional.pad(z @ directions.T, (0, 2 - len(directions)))
+        colours = "C0" if labels is None else labels.cpu()
+        dots = ax.scatter(*points.T, c=colours, cmap=None if labels is None else "tab10", s=3, linewidths=0)
+        ax.set(title=f"PCA of {name}", xticks=[], yticks=[])
+    if labels is not None:
+        figure.colorbar(dots, ax=figure.axes, ticks=labels.unique().tolist(), label="class", fraction=0.03)
+    return figure
+
+
+def active_units(activity: dict[str, Activity]) -> Figure:
+    """Variance over the data of each unit's posterior mean, sorted; above the line it is active."""
+    figure, ax = _axes("unit (sorted)", "Var_x( E_q[u | x] )", "active units")
+    for name, layer in activity.items():
+        values = layer.variance.sort(descending=True).values.clamp_min(1e-6).cpu()
+        ax.plot(range(1, len(values) + 1), values, ".-", label=f"{name}: {layer.active} of {len(values)}")
+    ax.axhline(ACTIVE, color="0.6", linestyle="--")
+    ax.set_yscale("log")
+    ax.legend(frameon=False)
+    return figure
+
+
+def latent_manifold(structure: nn.Module, like: Tensor, shape: tuple[int, int], size: int = 20) -> Figure:
+    """E[x | z] over the unit square through the inverse normal CDF, for a 2-D top layer."""
+    return image_grid(manifold(structure, like, size).flatten(0, 1), shape, size, "latent manifold")
+
+
+def draw(
+    structure: nn.Module, data: Dataset, history: list[EpochMetrics], *, supervised: bool = False
+) -> dict[str, Figure]:
+    """Every picture that suits the structure and the data: {name: figure}."""
+    x, labels = data.test_rows(MAX_POINTS)
+    y = labels if supervised else None
+    figures = {"elbo": elbo_curves(history), "kl_per_layer": kl_curves(history)} if history else {}
+    activity = posterior_activity(structure, x, num_samples=20, y=y)
+    figures |= {"active_units": active_units(activity), "pca": pca(posterior_samples(structure, x, y=y), labels)}
+    if len(data.shape) == 2:
+        figures |= _pictures(structure, data, y)
+        if next(reversed(activity.values())).mean.shape[1] == 2 and y is None:
+            figures["manifold"] = latent_manifold(structure, x, data.shape)
+    return figures
+
+
+def save(figures: dict[str, Figure], folder: Path) -> None:
+    """Write each figure as a PNG into `folder`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        partial = folder / f"{name}.png.partial"
+        figure.savefig(partial, format="png", dpi=130)
+        os.replace(partial, folder / f"{name}.png")
+
+
+def save_array(path: Path, x: Tensor) -> None:
+    """Write a tensor as .npy, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.save(file, x.detach().cpu().numpy(), allow_pickle=False)
+    os.replace(partial, path)
+
+
+def _pictures(structure: nn.Module, data: Dataset, y: Tensor | None) -> dict[str, Figure]:
+    x, count = data.x_test, min(64, len(data.x_test))
+    drawn = None if y is None else y[:count]
+    samples = sample_prior(structure, count, x, y=drawn)
+    first = slice(0, min(10, len(x)))
+    ends = slice(0, min(6, len(x)))
+    pictures = {
+        "samples": image_grid(samples, data.shape, 8, "E[x | z] with z from the prior"),
+        "reconstructions": reconstructions(structure, x[first], data.shape, None if y is None else y[first]),
+    }
+    if len(x) > 1:
+        pictures["interpolations"] = interpolations(structure, x[ends], data.shape, None if y is None else y[ends])
+    return pictures
+
+
+def _axes(xlabel: str, ylabel: str, title: str):
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
