@@ -24,6 +24,7 @@ from .loop import NonFiniteLoss
 from .objectives import IWAE, LedgerELBO
 from .results import EpochMetrics, Summary
 from .structures import VAE, GaussianHierarchy, HierarchicalVAE, LadderVAE, Structure
+from .svi import for_svi
 from .traces import ledger
 from .train import FusedAdam, fit
 

@@ -57,7 +57,7 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         yield from _params(model_trace, guide_trace)
         densities = list(_densities(model, guide, (len(args[0]),)))
         yield from densities
-        yield from _reads_data(structure, args, model, guide_trace)
+        yield from _reads_data(structure, args, model_trace)
         if not densities:  # or each would be said twice
             yield from _particles(structure, args)
 
@@ -147,17 +147,18 @@ def _densities(model: dict, guide: dict, expected: tuple, note: str = "") -> Ite
             except Exception as error:
                 yield f"site {name!r}: log_prob fails in the {where}{note}: {_said(error)}{_support_hint(name, error)}"
                 continue
-            if shape != expected:
+            enumerated = any("_enumerate_dim" in s["infer"] for s in model.values())
+            if (shape[-len(expected) :] if enumerated else shape) != expected:
                 yield (
                     f"site {name!r}: log_prob has shape {shape} in the {where}{note}, expected {expected}; "
                     "did you forget .to_event(1)?"
                 )
 
 
-def _reads_data(structure, args: tuple, model: dict, guide_trace) -> Iterator[str]:
-    other = args[0].flip(0).flip(-1)
+def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
+    model, other = _latents_and_data(model_trace), args[0].flip(0).flip(-1)
     try:
-        again = _latents_and_data(replay(structure.model, guide_trace, other, *args[1:]))
+        again = _latents_and_data(replay(structure.model, model_trace, other, *args[1:]))
     except Exception as error:
         yield f"the model must run on any x of the same shape: {_said(error)}"
         return

@@ -195,7 +195,7 @@ class Loop:
             objective=-self.total.item() / self.rows,
             train_elbo=_mean(train.local_log_weight()),
             test_elbo=_mean(test.local_log_weight()),
-            kl={name: -_mean(site.log_ratio) for name, site in test.latents.items() if site.is_local},
+            kl={name: _mean(share) for name, share in test.kl_shares().items()},
             beta=beta,
             lr=lr,
             images_per_second=self.rows / self.epoch_seconds,

@@ -15,6 +15,7 @@ from .evaluate import Activity, interpolate, manifold, posterior_activity, poste
 from .evaluate.latents import ACTIVE
 from .results import EpochMetrics
 
+GAP = 1  # white pixels between images
 MAX_POINTS = 2000  # test rows in the scatter plots
 
 
@@ -45,9 +46,9 @@ def kl_curves(history: list[EpochMetrics]) -> Figure:
 def image_grid(x: Tensor, shape: tuple[int, int], columns: int, title: str = "") -> Figure:
     """Images `[N, D]` in rows of `columns`, grey values from 0 (black) to 1."""
     rows = -(-len(x) // columns)
-    height, width = shape
-    canvas = x.new_zeros(rows * columns, *shape)
-    canvas[: len(x)] = x.detach().reshape(-1, *shape)
+    height, width = (side + GAP for side in shape)
+    canvas = x.new_ones(rows * columns, height, width)
+    canvas[: len(x), GAP:, GAP:] = x.detach().reshape(-1, *shape)
     canvas = canvas.reshape(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)
     size = min(7.0, 0.7 * columns)
     figure = Figure(figsize=(size, size * rows * height / (columns * width) + 0.4 * bool(title)), layout="constrained")

@@ -15,8 +15,8 @@ CAPTIONS = {
     "reconstructions": "Test data in the upper row, their reconstructions in the lower.",
     "interpolations": "Means of p(x|z) on straight lines between the codes of two test data.",
     "manifold": "The unit square, mapped through the inverse normal CDF to the 2-D top layer, and decoded.",
-    "pca": "Draws of q(zᵢ|·) for test data, first two principal components of each layer, by class.",
     "active_units": "A unit is active where its posterior mean varies over the data by more than 0.01.",
+    "pca": "Draws of q(zᵢ|·) for test data, first two principal components of each layer, by class.",
 }
 
 STYLE = """
@@ -38,13 +38,16 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; color: var(--soft); }
-.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-figure { margin: 0; padding: .8rem; background: #fff; border: 1px solid var(--line); border-radius: .6rem; }
+.figures { columns: 26rem; column-gap: 1rem; }
+figure { margin: 0 0 1rem; padding: .8rem; background: #fff; border: 1px solid var(--line); border-radius: .6rem;
+         break-inside: avoid; overflow-x: auto; }
 figure img { display: block; width: 100%; max-height: 34rem; object-fit: contain; }
-figure.wide { grid-column: 1 / -1; }
+figure.wide { column-span: all; }
+figure.wide img { min-width: 44rem; }
 figcaption { color: #5b6577; font-size: .85rem; padding-top: .5rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; overflow-x: auto;
       font-size: .82rem; }
+@media (max-width: 30rem) { th, td { padding: .35rem .5rem; } }
 summary { cursor: pointer; color: var(--soft); }
 """
 

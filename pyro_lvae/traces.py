@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -49,11 +50,14 @@ class ParticleMessenger(Messenger):
 
 
 class MeanMessenger(Messenger):
-    """Every unobserved site takes the mean of its distribution instead of a draw."""
+    """Every continuous site that is not observed takes the mean of its distribution instead of a draw."""
 
     def _pyro_sample(self, msg: dict) -> None:
-        if not msg["is_observed"] and not msg["done"] and isinstance(msg["fn"], TorchDistribution):
-            msg["value"], msg["done"] = msg["fn"].mean, True
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistribution):
+            return
+        if not fn.support.is_discrete:
+            msg["value"], msg["done"] = fn.mean, True
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class Site:
 
     `log_p` and `log_q` are nats, masks applied, scales not. With K particles they have shape
     `[K, B]`; without, `[B]`; for a global site, the site's own. `beta` is the product of the
-    `poutine.scale`s on the site, `plate_scale` is N/B of a subsampled data plate.
+    `poutine.scale`s on the site, `plate_scale` is N/B of a subsampled data plate. A discrete site that
+    the model marks `infer={"enumerate": "parallel"}` and the guide leaves out is enumerated: it, and
+    the sites below it, have a further dim on the left.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Site:
     plate_scale: float
     is_observed: bool
     is_local: bool
+    is_enumerated: bool = False
 
     @property
     def log_ratio(self) -> Tensor:
@@ -83,9 +90,15 @@ class Site:
 
 
 class Ledger(dict[str, Site]):
-    """{site name: Site} in the model's order; `guide_order` are the guide's names in its own."""
+    """{site name: Site} in the model's order.
+
+    Attributes:
+        guide_order: the guide's sites in its own order.
+        batch_dims: 2 with particles (`[K, B]`), 1 without (`[B]`).
+    """
 
     guide_order: tuple[str, ...] = ()
+    batch_dims: int = 1
 
     @property
     def latents(self) -> dict[str, Site]:
@@ -98,7 +111,33 @@ class Ledger(dict[str, Site]):
         return {n: s for n, s in self.items() if not s.is_local and not (s.is_observed and _is_constant(s))}
 
     def local_log_weight(self) -> Tensor:
-        """Sum over local sites of beta (log p - log q), nats: `[K, B]` with particles, else `[B]`."""
+        """Sum over local sites of beta (log p - log q), nats: `[K, B]` with particles, else `[B]`.
+
+        Enumerated sites are summed out: log sum_c p(c) p(x, z | c) / q(z | x).
+        """
+        joint = self._joint()
+        return joint.flatten(0, -1 - self.batch_dims).logsumexp(0) if self._is_enumerated else joint
+
+    def kl_shares(self) -> dict[str, Tensor]:
+        """{local latent: beta (log q - log p)}, nats, `[K, B]` or `[B]`: their sum has the KL as its mean.
+
+        With an enumerated site c, r(c) = p(c | x, z) stands for q(c | z, x), and every share is its
+        expectation under r. (With several, the entropy of r counts with the first.)
+        """
+        ratios = {n: -s.log_ratio for n, s in self.latents.items() if s.is_local}
+        if not self._is_enumerated:
+            return ratios
+        joint = self._joint()
+        log_r = joint - self.local_log_weight()
+        first = next(n for n, s in self.items() if s.is_enumerated)
+        ratios[first] = ratios[first] + log_r
+        return {n: (log_r.exp() * v).flatten(0, -1 - self.batch_dims).sum(0) for n, v in ratios.items()}
+
+    @property
+    def _is_enumerated(self) -> bool:
+        return any(site.is_enumerated for site in self.values())
+
+    def _joint(self) -> Tensor:
         return sum(site.log_ratio for site in self.values() if site.is_local)
 
     def global_log_weight(self) -> float | Tensor:
@@ -118,6 +157,7 @@ def trace_pair(model: Callable, guide: Callable, *args, num_particles: int | Non
     if num_particles is not None:
         particles = ParticleMessenger(num_particles)
         model, guide = particles(model), particles(guide)
+    model = EnumMessenger(first_available_dim=-2 if num_particles is None else -3)(model)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     return replay(model, guide_trace, *args, **kwargs), guide_trace
 
@@ -133,12 +173,12 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
     Args:
         num_particles: K draws of the local sites along dim -2; `None` is one draw without that dim.
 
-    A latent that the guide leaves out is drawn by the model: its proposal is its prior, and its
-    log-ratio is zero.
+    A latent that the guide leaves out is enumerated where the model marks it so. Else the model
+    draws it: its proposal is its prior, and its log-ratio is zero.
     """
     p, q = map(_sample_sites, trace_pair(model, guide, *args, num_particles=num_particles, **kwargs))
     book = Ledger({name: _site(name, p.get(name), q.get(name)) for name in [*p, *(n for n in q if n not in p)]})
-    book.guide_order = tuple(q)
+    book.guide_order, book.batch_dims = tuple(q), 1 if num_particles is None else 2
     return book
 
 
@@ -208,8 +248,9 @@ def _site(name: str, p: dict | None, q: dict | None) -> Site:
     frame = data_frame(either)
     plate_scale = 1.0 if frame is None else frame.full_size / frame.size
     log_p, log_q = _log_prob(p), _log_prob(q)
+    is_enumerated = q is None and p["infer"].get("_enumerate_dim") is not None
     if q is None:
-        log_q = torch.zeros_like(log_p) if p["is_observed"] else log_p
+        log_q = torch.zeros_like(log_p) if p["is_observed"] or is_enumerated else log_p
     if p is None:
         log_p = torch.zeros_like(log_q)
     return Site(
@@ -223,4 +264,5 @@ def _site(name: str, p: dict | None, q: dict | None) -> Site:
         plate_scale=plate_scale,
         is_observed=p is not None and p["is_observed"],
         is_local=frame is not None,
+        is_enumerated=is_enumerated,
     )

@@ -27,8 +27,8 @@ def kl_per_layer(
     x = check_rows(structure, x)
     totals: dict[str, float] = {}
     for _, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
-        for name, site in _layers(sites).items():
-            totals[name] = totals.get(name, 0.0) - site.log_ratio.sum().item()
+        for name, share in sites.kl_shares().items():
+            totals[name] = totals.get(name, 0.0) + share.sum().item()
     return {name: totals[name] / (num_samples * len(x)) for name in sorted(totals, key=_depth)}
 
 

@@ -1,0 +1,180 @@
+"""The conformance suite: every structure x every estimator it supports."""
+
+import pickle
+
+import pyro
+import pytest
+import torch
+from conftest import STRUCTURES
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+
+from pyro_lvae import IWAE, LadderVAE, Structure, anneal, check, for_svi, reconstruct, sample_prior
+from pyro_lvae.objectives import backward, check_supported
+from pyro_lvae.structures import STRUCTURES as LISTED
+from pyro_lvae.traces import ledger
+
+NESTED = dict(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+ESTIMATORS = {
+    "Trace_ELBO": Trace_ELBO,
+    "Trace_ELBO-particles": lambda: Trace_ELBO(**NESTED),
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "TraceEnum_ELBO": lambda: TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    "TraceGraph_ELBO": TraceGraph_ELBO,
+    "RenyiELBO": lambda: RenyiELBO(alpha=0, **NESTED),
+    "RenyiELBO-loop": lambda: RenyiELBO(alpha=0.5, num_particles=2),
+    "IWAE": lambda: IWAE(num_particles=3),
+}
+
+
+@pytest.fixture(params=ESTIMATORS)
+def estimator(request):
+    return ESTIMATORS[request.param]()
+
+
+def _supported(estimator, structure, x):
+    try:
+        check_supported(estimator, ledger(structure.model, structure.guide, x))
+    except ValueError as error:
+        assert "same order" in str(error)
+        pytest.skip("bottom-up guide")
+
+
+def test_every_listed_structure_is_covered():
+    covered = {type(make()) for make in STRUCTURES.values()}
+    assert covered == set(LISTED)
+
+
+def test_keeps_the_contract(structure, x):
+    assert isinstance(structure, Structure)
+    check(structure, x)
+
+
+def test_gradients_reach_every_parameter(structure, estimator, x):
+    _supported(estimator, structure, x)
+    loss = backward(estimator, structure, (x,), per=len(x))
+    assert torch.isfinite(loss)
+    for name, parameter in structure.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_gradients_accumulate_and_are_per_datum(structure, estimator, x):
+    _supported(estimator, structure, x)
+    structure.eval()
+    torch.manual_seed(1)
+    once = backward(estimator, structure, (x,), per=1.0)
+    first = [p.grad.clone() for p in structure.parameters()]
+    torch.manual_seed(1)
+    again = backward(estimator, structure, (x,), per=4.0)
+    torch.testing.assert_close(again * 4, once)
+    for p, g in zip(structure.parameters(), first, strict=True):
+        torch.testing.assert_close(p.grad, g * 1.25, rtol=1e-4, atol=1e-4)
+
+
+def test_training_lowers_the_loss(structure, estimator, x):
+    _supported(estimator, structure, x)
+    optimizer = torch.optim.Adam(structure.parameters(), lr=0.02)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        losses.append(backward(estimator, structure, (x,), per=len(x)).item())
+        optimizer.step()
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("estimator", [Trace_ELBO, lambda: IWAE(2), lambda: RenyiELBO(**NESTED)])
+def test_pyros_own_svi_trains_two_instances(structure, estimator, x):
+    for instance in (structure, pickle.loads(pickle.dumps(structure))):
+        before = {k: v.clone() for k, v in instance.named_parameters()}
+        svi = SVI(*for_svi(instance), pyro.optim.Adam({"lr": 0.01}), estimator())
+        for _ in range(2):
+            svi.step(x)
+        unmoved = [k for k, v in instance.named_parameters() if torch.equal(v, before[k])]
+        assert not unmoved
+    pyro.clear_param_store()
+
+
+def test_estimator_of_model_and_guide(structure, x):
+    """Pyro's own way of calling: Estimator()(model, guide) on anything that is called."""
+    loss = IWAE(2)(structure.model, structure.guide)(x)
+    assert loss.shape == ()
+
+
+def test_encoder_runs_once_however_many_particles(structure, x):
+    inputs = []
+    for module in structure.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda m, args, out: inputs.append(args[0].shape))
+    ledger(structure.model, structure.guide, x, num_particles=4)
+    from_data = [s for s in inputs if s[-1] == 12]
+    assert from_data == [x.shape]
+
+
+def test_saves_and_loads(structure, x, tmp_path):
+    backward(Trace_ELBO(), structure, (x,), per=1)  # moves batch-norm statistics
+    torch.save(structure.state_dict(), tmp_path / "weights.pt")
+    twin = pickle.loads(pickle.dumps(structure))
+    with torch.no_grad():
+        for tensor in twin.state_dict().values():
+            tensor.zero_()
+    twin.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    losses = []
+    for module in (structure.eval(), twin.eval()):
+        torch.manual_seed(2)
+        losses.append(Trace_ELBO().loss(module.model, module.guide, x))
+    assert losses[0] == losses[1]
+
+
+def test_generates_and_reconstructs(structure, x):
+    assert sample_prior(structure, 6, x).shape == (6, 12)
+    assert reconstruct(structure, x).shape == x.shape
+    assert structure.training
+
+
+def test_double_precision(structure, x):
+    structure.double()
+    sites = ledger(structure.model, structure.guide, x.double(), num_particles=2)
+    assert all(s.log_p.dtype == s.value.dtype == torch.double for s in sites.values())
+
+
+@pytest.mark.parametrize("make", [Trace_ELBO, lambda: Trace_ELBO(**NESTED), lambda: IWAE(3)])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_ladder_computes_its_top_down_networks_once(make, share, x):
+    ladder, calls = LadderVAE(12, (5, 3, 2), (16, 8, 8), share_top_down=share), []
+    for net in ladder.top_down:
+        getattr(net, "net", net).register_forward_hook(lambda *_: calls.append(1))
+    backward(make(), ladder, (x,), per=1)
+    assert len(calls) == 2
+    norms = [m for m in ladder.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert {m.num_batches_tracked.item() for m in norms} == {1}
+
+
+def test_sharing_changes_nothing_but_the_work(x):
+    """Loss and gradient with the kept answer equal those with every call computed afresh."""
+    ladder = LadderVAE(12, (5, 3, 2), (16, 8, 8), batch_norm=False).double()
+    results = []
+    for forget in (False, True):
+        hooks = [n.register_forward_pre_hook(lambda m, _: setattr(m, "_kept", None)) for n in ladder.top_down if forget]
+        ladder.zero_grad()
+        torch.manual_seed(3)
+        with anneal(beta=0.7):
+            loss = backward(Trace_ELBO(), ladder, (x.double(),), per=1)
+        results.append([loss, *(p.grad for p in ladder.parameters())])
+        for hook in hooks:
+            hook.remove()
+    for kept, fresh in zip(*results, strict=True):
+        torch.testing.assert_close(kept, fresh)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(z_dims=(3, 2), hidden_dims=(8,)), "2 layers .* hidden_dims 1"),
+        (dict(z_dims=(), hidden_dims=()), "at least one layer"),
+        (dict(z_dims=(3, 0), hidden_dims=(8, 8)), "z_dims is .* at least 1"),
+    ],
+)
+def test_sizes_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LadderVAE(12, **arguments)
