@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from .traces import DATA, data_frame, evaluating, fixed_noise, replay, trace_pair
+from .traces import DATA, data_frame, evaluating, fixed_noise, replay, run, trace_pair
 
 
 class ContractError(ValueError):
@@ -46,9 +46,13 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
     args = (x[:4],) if y is None else (x[:4], y[:4])
     with evaluating(structure), fixed_noise(x.device), pyro.get_param_store().scope(), pyro.validation_enabled(True):
         try:
-            model_trace, guide_trace = trace_pair(structure.model, structure.guide, *args)
+            guide_trace = run(structure.guide, *args)
+            if observed := list(_observed_in_guide(guide_trace)):
+                yield from observed
+                return
+            model_trace = replay(structure.model, guide_trace, *args)
         except Exception as error:
-            yield f"model and guide must run on x of shape {tuple(args[0].shape)}: {_said(error)}"
+            yield f"model and guide must run on x of shape {tuple(args[0].shape)}: {_said(error)}{_hint(error)}"
             return
         model, guide = _latents_and_data(model_trace), _latents_and_data(guide_trace)
         yield from _pairing(model, guide, y is not None)
@@ -88,6 +92,12 @@ def _is_deterministic(site: dict) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
+def _observed_in_guide(guide_trace) -> Iterator[str]:
+    for name, site in _latents_and_data(guide_trace).items():
+        if site["is_observed"] and not _is_deterministic(site):
+            yield f"site {name!r}: observed in the guide; observe it in the model alone"
+
+
 def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
     expected = {"x", "y"} if has_labels else {"x"}
     observed = {n for n, s in model.items() if s["is_observed"] and not _is_deterministic(s)}
@@ -100,9 +110,7 @@ def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
         if not in_model_alone and name not in guide:
             yield f"site {name!r}: the model samples it and the guide does not; sample it in the guide too"
     for name, site in guide.items():
-        if site["is_observed"] and not _is_deterministic(site):
-            yield f"site {name!r}: observed in the guide; observe it in the model alone"
-        elif name not in model and not site["infer"].get("is_auxiliary") and not _is_deterministic(site):
+        if name not in model and not site["infer"].get("is_auxiliary") and not _is_deterministic(site):
             yield f"site {name!r}: the guide samples it and the model does not; give the model a site of that name"
 
 
@@ -145,7 +153,7 @@ def _densities(model: dict, guide: dict, expected: tuple, note: str = "") -> Ite
             try:
                 shape = tuple(site["fn"].log_prob(site["value"]).shape)
             except Exception as error:
-                yield f"site {name!r}: log_prob fails in the {where}{note}: {_said(error)}{_support_hint(name, error)}"
+                yield f"site {name!r}: log_prob fails in the {where}{note}: {_said(error)}{_hint(error)}"
                 continue
             enumerated = any("_enumerate_dim" in s["infer"] for s in model.values())
             if (shape[-len(expected) :] if enumerated else shape) != expected:
@@ -190,7 +198,9 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {message} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
 
 
-def _support_hint(name: str, error: Exception) -> str:
-    if name == "x" and isinstance(error, ValueError) and "support" in str(error):
-        return "; the likelihood does not admit these values: binarise the data, or pass another likelihood"
+def _hint(error: Exception) -> str:
+    if "Shape mismatch inside plate" in str(error):
+        return "; did you forget .to_event(1)?"
+    if "within the support" in str(error):
+        return "; the distribution does not admit these values: binarise the data, or pass another likelihood"
     return ""

@@ -146,10 +146,7 @@ class Ledger(dict[str, Site]):
 
     def plate_scale(self) -> float:
         """N/B of the data plate: 1 unless it is subsampled."""
-        scales = {site.plate_scale for site in self.values() if site.is_local}
-        if len(scales) > 1:
-            raise ValueError(f"local sites disagree on the data plate's N/B: {sorted(scales)}; use one plate 'data'")
-        return scales.pop()
+        return next((site.plate_scale for site in self.values() if site.is_local), 1.0)
 
 
 def trace_pair(model: Callable, guide: Callable, *args, num_particles: int | None = None, **kwargs) -> tuple:
@@ -158,8 +155,13 @@ def trace_pair(model: Callable, guide: Callable, *args, num_particles: int | Non
         particles = ParticleMessenger(num_particles)
         model, guide = particles(model), particles(guide)
     model = EnumMessenger(first_available_dim=-2 if num_particles is None else -3)(model)
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    guide_trace = run(guide, *args, **kwargs)
     return replay(model, guide_trace, *args, **kwargs), guide_trace
+
+
+def run(fn: Callable, *args, **kwargs):
+    """The trace of one run of a guide or model."""
+    return poutine.trace(fn).get_trace(*args, **kwargs)
 
 
 def replay(model: Callable, guide_trace, *args, **kwargs):
@@ -185,7 +187,7 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
 def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None, num_particles: int | None = None) -> dict:
     """{latent name: (distribution, value)} of one run of the guide."""
     guide = structure.guide if num_particles is None else ParticleMessenger(num_particles)(structure.guide)
-    sites = _sample_sites(poutine.trace(guide).get_trace(*_args(x, y)))
+    sites = _sample_sites(run(guide, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
 
 
@@ -197,7 +199,7 @@ def generate(structure: nn.Module, x: Tensor, latents: dict[str, Tensor], y: Ten
     """
     model = poutine.condition(poutine.uncondition(structure.model), data=latents)
     model = MeanMessenger()(model) if mean else model
-    sites = _sample_sites(poutine.trace(model).get_trace(*_args(x, y)))
+    sites = _sample_sites(run(model, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
 
 

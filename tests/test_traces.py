@@ -122,21 +122,6 @@ def test_a_latent_that_the_guide_leaves_out_is_drawn_from_its_prior(x2):
     assert sites.local_log_weight().shape == (3, 6)
 
 
-def test_local_sites_that_disagree_on_n_over_b_are_refused(x2):
-    def model(x):
-        with pyro.plate("data", 6, dim=-1):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 12, subsample_size=6, dim=-1):
-            pyro.sample("x", dist.Normal(0.0, 1.0).expand([6]), obs=x[:, 0])
-
-    def guide(x):
-        with pyro.plate("data", 6, dim=-1):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(ValueError, match="disagree on the data plate's N/B"):
-        ledger(model, guide, x2).plate_scale()
-
-
 def test_evaluating_restores_every_mode():
     vae = VAE(4, 2, 8)
     vae.decoder.eval()

@@ -1,0 +1,247 @@
+"""Every rule of a structure, broken once."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_lvae import ContractError, check
+
+
+class Good(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enc, self.dec = nn.Linear(6, 2), nn.Linear(2, 6)
+
+    def plate(self, x):
+        return pyro.plate("data", len(x), dim=-1)
+
+    def prior(self, x):
+        return dist.Normal(x.new_zeros(2), 1.0).to_event(1)
+
+    def likelihood(self, z):
+        return dist.Bernoulli(logits=self.dec(z)).to_event(1)
+
+    def posterior(self, x):
+        return dist.Normal(self.enc(x), 1.0).to_event(1)
+
+    def model(self, x, y=None):
+        with self.plate(x):
+            z = pyro.sample("z1", self.prior(x))
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x, y=None):
+        with self.plate(x):
+            pyro.sample("z1", self.posterior(x))
+
+
+class NoEvent(Good):
+    def prior(self, x):
+        return dist.Normal(x.new_zeros(len(x), 2), 1.0)
+
+    def plate(self, x):
+        return pyro.plate("rows", len(x), dim=-2)
+
+
+class ForgotToEvent(Good):
+    def prior(self, x):
+        return dist.Normal(x.new_zeros(2), 1.0)
+
+
+class WrongShape(Good):
+    """As many latent dims as rows: Pyro itself sees nothing wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc, self.dec = nn.Linear(6, 4), nn.Linear(4, 6)
+
+    def prior(self, x):
+        return dist.Normal(x.new_zeros(4), 1.0)
+
+    def posterior(self, x):
+        return dist.Normal(self.enc(x), 1.0)
+
+
+class OtherName(Good):
+    def model(self, x, y=None):
+        with self.plate(x):
+            z = pyro.sample("z1", self.prior(x))
+            pyro.sample("pixels", self.likelihood(z), obs=x)
+
+
+class GuideMisses(Good):
+    def guide(self, x, y=None):
+        self.enc(x)
+
+
+class GuideHasMore(Good):
+    def guide(self, x, y=None):
+        with self.plate(x):
+            pyro.sample("z1", self.posterior(x))
+            pyro.sample("z9", self.posterior(x))
+
+
+class GuideObserves(Good):
+    def guide(self, x, y=None):
+        with self.plate(x):
+            pyro.sample("z1", self.posterior(x), obs=x[:, :2])
+
+
+class NoPlate(Good):
+    def model(self, x, y=None):
+        z = pyro.sample("z1", self.prior(x))
+        pyro.sample("x", self.likelihood(z).to_event(0), obs=x[0])
+
+
+class WrongDim(Good):
+    def plate(self, x):
+        return pyro.plate("data", len(x), dim=-2)
+
+    def prior(self, x):
+        return dist.Normal(x.new_zeros(len(x), 1, 2), 1.0).to_event(1)
+
+    def posterior(self, x):
+        return dist.Normal(self.enc(x)[:, None], 1.0).to_event(1)
+
+    def likelihood(self, z):
+        return dist.Bernoulli(logits=self.dec(z)).to_event(1)
+
+
+class Scaled(Good):
+    def model(self, x, y=None):
+        with pyro.poutine.scale(scale=0.5):
+            super().model(x)
+
+
+class KnowsN(Good):
+    def plate(self, x):
+        return pyro.plate("data", 100, subsample_size=len(x), dim=-1)
+
+
+class UsesParam(Good):
+    def guide(self, x, y=None):
+        loc = pyro.param("loc", torch.zeros(2))
+        with self.plate(x):
+            pyro.sample("z1", dist.Normal(loc + self.enc(x), 1.0).to_event(1))
+
+
+class UsesModule(Good):
+    def model(self, x, y=None):
+        pyro.module("net", self)
+        super().model(x)
+
+
+class ReadsData(Good):
+    def likelihood(self, z):
+        return dist.Bernoulli(logits=self.dec(z) + self.seen).to_event(1)
+
+    def model(self, x, y=None):
+        self.seen = x.mean()
+        self.seen = x
+        super().model(x)
+
+
+class NoParticles(Good):
+    def likelihood(self, z):
+        return dist.Bernoulli(logits=self.dec(z.reshape(len(self.rows), 2))).to_event(1)
+
+    def model(self, x, y=None):
+        self.rows = x
+        super().model(x)
+
+
+class Crashes(Good):
+    def model(self, x, y=None):
+        raise RuntimeError("out of cheese")
+
+
+class NoLabels(Good):
+    def model(self, x):
+        super().model(x)
+
+
+class NoGuide(nn.Module):
+    def model(self, x, y=None): ...
+
+
+class Pair:
+    def model(self, x, y=None): ...
+
+    def guide(self, x, y=None): ...
+
+
+BROKEN = {
+    NoEvent: r"site 'z1': inside plate\(s\) \['rows'\]",
+    ForgotToEvent: r"Shape mismatch inside plate\('data'\) .*; did you forget .to_event\(1\)\?",
+    WrongShape: r"site 'z1': log_prob has shape \(4, 4\) in the model, expected \(4,\); did you forget .to_event\(1\)\?",
+    OtherName: r"the model observes \['pixels'\], expected \"x\"",
+    GuideMisses: "site 'z1': the model samples it and the guide does not",
+    GuideHasMore: "site 'z9': the guide samples it and the model does not",
+    GuideObserves: "site 'z1': observed in the guide",
+    NoPlate: "site 'x': outside the data plate",
+    WrongDim: "plate 'data' has size 4 at dim -2, expected 4 at dim -1",
+    Scaled: "site 'z1': scaled by 0.5 in the model; leave KL weights",
+    KnowsN: "site 'z1': scaled by 25 in the model",
+    UsesParam: r"pyro.param or pyro.module is used \(loc\)",
+    UsesModule: r"pyro.param or pyro.module is used \(net\$\$\$dec.bias, net\$\$\$dec.weight",
+    ReadsData: "site 'x': its distribution in the model changes with x",
+    NoParticles: r"leading particle dim \[2, B, z\] must pass through model and guide: RuntimeError",
+    Crashes: r"model and guide must run on x of shape \(4, 6\): RuntimeError: out of cheese \(test_contract.py:",
+    NoLabels: r"model\(x\) must take labels too",
+    NoGuide: r"there is no method guide\(x, y=None\)",
+    Pair: "a structure is an nn.Module, this is a Pair",
+}
+
+
+@pytest.fixture
+def x6():
+    return (torch.rand(5, 6) > 0.5).float()
+
+
+def test_a_good_structure_passes(x6):
+    check(Good(), x6)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda c: c.__name__)
+def test_a_broken_rule_is_said_in_a_sentence(broken, x6):
+    with pytest.raises(ContractError, match=BROKEN[broken]) as caught:
+        check(broken(), x6)
+    assert all("\n" not in sentence for sentence in caught.value.broken)
+
+
+def test_every_broken_rule_is_said_at_once(x6):
+    class Many(Scaled, UsesParam):
+        pass
+
+    with pytest.raises(ContractError) as caught:
+        check(Many(), x6)
+    text = str(caught.value)
+    assert "scaled by 0.5" in text
+    assert "pyro.param" in text
+    assert f"breaks {len(caught.value.broken)} rule" in text
+
+
+def test_data_outside_the_likelihoods_support_names_the_remedy(x6):
+    with pytest.raises(ContractError, match="binarise the data, or pass another likelihood"):
+        check(Good(), x6 + 0.5)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 2, 2), torch.zeros(0, 6), [[1.0]]])
+def test_data_must_be_rows(x):
+    with pytest.raises(ContractError, match=r"x must be a tensor \[B, D\]"):
+        check(Good(), x)
+
+
+def test_leaves_no_trace(x6):
+    structure = nn.Sequential(nn.Dropout(), Good())
+    good = structure[1]
+    good.norm = nn.BatchNorm1d(6)
+    state, rng = {k: v.clone() for k, v in good.state_dict().items()}, torch.get_rng_state()
+    check(good, x6)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert good.training
+    assert all(torch.equal(v, state[k]) for k, v in good.state_dict().items())
+    with pytest.raises(ContractError):
+        check(UsesParam(), x6)
+    assert len(pyro.get_param_store()) == 0
