@@ -67,7 +67,8 @@ class Loop:
         # A copy: Pyro's estimators keep the plate nesting that they guess from the first model they see.
         self.estimator = copy.copy(estimator)
         if self.estimator.max_plate_nesting == float("inf"):
-            self.estimator.max_plate_nesting = 1
+            vectorized = self.estimator.vectorize_particles and self.estimator.num_particles > 1
+            self.estimator.max_plate_nesting = 1 + vectorized
         self.optimizer = optimizer
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules

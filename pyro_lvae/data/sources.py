@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def _rows(name: str, x: np.ndarray) -> torch.Tensor:
     if x.dtype.kind not in "fiub":
         raise DataError(f"{name} has dtype {x.dtype}; expected numbers")
     scale = 255.0 if x.dtype == np.uint8 and x.size and x.max() > 1 else 1.0
-    return torch.from_numpy(np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32)).div_(scale)
+    return torch.from_numpy(np.array(x.reshape(len(x), math.prod(x.shape[1:])), dtype=np.float32)).div_(scale)
 
 
 def _split(x: np.ndarray, num_test: int, y: np.ndarray | None = None) -> dict[str, np.ndarray]:

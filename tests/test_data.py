@@ -1,0 +1,211 @@
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_lvae import DataError, Dataset, load
+from pyro_lvae.data.norb import STEMS, read_mat
+
+
+def test_digits_are_the_default():
+    data = load()
+    assert (data.name, data.shape, data.x_dim) == ("digits", (8, 8), 64)
+    assert len(data.x_train) == 1437
+    assert len(data.x_test) == len(data.y_test) == 360
+    assert data.binarize
+    assert set(data.x_test.unique().tolist()) == {0, 1}
+    assert len(data.x_train.unique()) == 17
+
+
+def test_the_test_set_is_binarised_once_from_a_fixed_seed():
+    torch.manual_seed(1)
+    first, rng = load("digits"), torch.get_rng_state()
+    assert torch.equal(rng, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert torch.equal(first.x_test, load("digits").x_test)
+
+
+def test_batches_cover_an_epoch_and_draw_it_anew():
+    data = load("digits")
+    epochs = []
+    for _ in range(2):
+        order = data.order()
+        batches = list(data.batches(100, order))
+        assert [len(x) for x, _ in batches] == [100] * 14 + [37]
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        assert torch.equal(y, data.y_train[order])
+        assert set(x.unique().tolist()) == {0, 1}
+        assert not (x * (data.x_train[order] == 0)).any(), "black stays black"
+        epochs.append(x[order.argsort()])
+    assert not torch.equal(*epochs)
+    mean = torch.stack([torch.cat([x for x, _ in data.batches(500, torch.arange(1437))]) for _ in range(40)]).mean(0)
+    # A mean of 40 Bernoulli draws strays by 6 standard errors with probability below 1e-5 over all pixels.
+    assert ((mean - data.x_train).abs() <= 6 * 0.5 / 40**0.5).all()
+
+
+@pytest.mark.parametrize(("rows", "size", "lengths"), [(7, 3, [3, 4]), (6, 3, [3, 3]), (8, 3, [3, 3, 2]), (1, 3, [1])])
+def test_no_batch_of_one(rows, size, lengths):
+    data = Dataset("rows", torch.rand(rows, 2), torch.rand(2, 2))
+    assert data.num_batches(size) == len(lengths)
+    assert [len(x) for x, _ in data.batches(size, data.order())] == lengths
+
+
+def test_skipped_batches_are_the_first():
+    data = Dataset("rows", torch.rand(10, 2), torch.rand(2, 2))
+    order = data.order()
+    whole = [x for x, _ in data.batches(4, order)]
+    assert torch.equal(next(iter(data.batches(4, order, skip=2)))[0], whole[2])
+
+
+def test_own_npz(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 5), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images[:15], x_test=images[15:], y_train=np.arange(15), y_test=np.arange(5))
+    data = load(str(tmp_path / "own.npz"))
+    assert (data.name, data.shape, data.binarize) == ("own", (4, 5), False)
+    torch.testing.assert_close(data.x_train[3], torch.tensor(images[3].reshape(-1) / 255, dtype=torch.float32))
+    assert data.y_train.tolist() == list(range(15))
+    drawn = load(str(tmp_path / "own.npz"), binarize=True)
+    assert drawn.binarize
+    assert set(drawn.x_test.unique().tolist()) == {0, 1}
+
+
+def test_own_npy_is_split(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 3))
+    np.save(tmp_path / "own.npy", x)
+    data = load(str(tmp_path / "own.npy"))
+    assert (len(data.x_train), len(data.x_test), data.shape) == (27, 3, (3,))
+    both = torch.cat([data.x_train, data.x_test])
+    torch.testing.assert_close(both.sum(0), torch.tensor(x.sum(0), dtype=torch.float32), rtol=1e-4, atol=1e-4)
+    assert torch.equal(load(str(tmp_path / "own.npy")).x_test, data.x_test)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(x_train=np.ones((3, 2))), r"holds \['x_train'\] and lacks \['x_test'\]"),
+        (dict(x_train=np.ones((3, 2)), x_test=np.ones((3, 4))), r"\(3, 2\).*\(3, 4\).* same dims"),
+        (dict(x_train=np.ones((3, 2)), x_test=np.full((3, 2), np.nan)), "x_test holds NaN"),
+        (dict(x_train=np.ones((3, 2)), x_test=np.ones((1, 2)), y_train=np.ones(2)), "y_train has 2 labels for 3 rows"),
+        (dict(x_train=np.array([["a", "b"]]), x_test=np.ones((1, 2))), "dtype <U1; expected numbers"),
+        (dict(x_train=np.ones((0, 2)), x_test=np.ones((1, 2))), "N >= 1"),
+    ],
+)
+def test_damaged_own_files_say_what_is_wrong(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / "bad.npz"))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    np.save(tmp_path / "bomb.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    (tmp_path / "bomb.npz").write_bytes(pickle.dumps(Bomb()))
+    for name in ("bomb.npy", "bomb.npz"):
+        with pytest.raises(DataError, match="cannot be read"):
+            load(str(tmp_path / name))
+
+
+def test_binarisation_wants_grey_values(tmp_path):
+    np.savez(tmp_path / "own.npz", x_train=np.full((3, 2), 7.5), x_test=np.ones((3, 2)))
+    with pytest.raises(DataError, match=r"runs from 7.5 to 7.5; scale it to \[0, 1\]"):
+        load(str(tmp_path / "own.npz"), binarize=True)
+
+
+def test_unknown_names_are_answered_with_the_known():
+    with pytest.raises(DataError, match="no data set is called 'cifar'; known are digits, mnist"):
+        load("cifar")
+
+
+@pytest.mark.parametrize("name", ["binarized_mnist", "omniglot", "freyfaces", "norb"])
+def test_a_missing_file_says_where_and_how(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="was not found. Looked for:") as caught:
+        load(name, tmp_path)
+    text = str(caught.value)
+    assert str(tmp_path) in text
+    assert "PYRO_LVAE_DATA" in text
+    assert any(word in text for word in ("Download", "savez"))
+
+
+def test_missing_mnist_says_where_and_why(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(MNIST, "mirrors", ["file:///nowhere/"])
+    with pytest.raises(DataError, match="MNIST was not found") as caught:
+        load("mnist", tmp_path / "data")
+    assert "train-images-idx3-ubyte.gz" in str(caught.value)
+    assert "file:///nowhere/" in str(caught.value)
+
+
+def test_mnist_by_environment_variable_and_damage_by_checksum(data_root, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (data_root / "MNIST" / "raw").glob("*.gz"):
+        (raw / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setenv("PYRO_LVAE_DATA", str(tmp_path))
+    assert load("mnist").y_test[:5].tolist() == [7, 2, 1, 0, 4]
+    damaged = raw / "t10k-labels-idx1-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz is damaged: its MD5 is not"):
+        load("mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "shape", "binarize"),
+    [
+        ("mnist", 60000, 10000, (28, 28), True),
+        ("binarized_mnist", 50000, 10000, (28, 28), False),
+        ("omniglot", 24345, 8115, (28, 28), True),
+        ("freyfaces", 1765, 200, (28, 20), False),
+    ],
+)
+def test_real_data(data_root, name, train, test, shape, binarize):
+    data = load(name, data_root)
+    assert (len(data.x_train), len(data.x_test), data.shape, data.binarize) == (train, test, shape, binarize)
+    assert data.x_train.min() >= 0
+    assert data.x_train.max() <= 1
+    if name != "freyfaces":
+        assert set(data.x_test.unique().tolist()) == {0, 1}
+
+
+def _write_norb(path, array):
+    codes = {np.dtype("u1"): 0x1E3D4C55, np.dtype("i4"): 0x1E3D4C54}
+    dims = [*array.shape, *[1] * max(0, 3 - array.ndim)]
+    header = np.array([codes[array.dtype], array.ndim, *dims], "<i4").tobytes()
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+@pytest.fixture
+def norb(tmp_path):
+    rng = np.random.default_rng(0)
+    for stem, ext in zip(STEMS.values(), ("", ".gz"), strict=True):
+        _write_norb(tmp_path / f"{stem}-dat.mat{ext}", rng.integers(0, 256, (3, 2, 96, 96), dtype=np.uint8))
+        _write_norb(tmp_path / f"{stem}-cat.mat{ext}", np.array([4, 0, 2], dtype=np.int32))
+    return tmp_path
+
+
+def test_norb_in_its_own_format(norb):
+    data = load("norb", norb)
+    assert (data.shape, data.x_train.shape, data.binarize) == ((32, 32), (6, 1024), False)
+    assert data.y_train.tolist() == [4, 4, 0, 0, 2, 2]
+    raw = read_mat(norb / f"{STEMS['train']}-dat.mat")
+    expected = raw[1, 0, 3:6, 6:9].mean() / 255
+    assert data.x_train[2].reshape(32, 32)[1, 2].item() == pytest.approx(expected)
+
+
+def test_damaged_norb_is_refused(norb):
+    path = norb / f"{STEMS['train']}-dat.mat"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match="its header says 55296"):
+        load("norb", norb)
+    path.write_bytes(b"MATLAB 5.0 MAT-file")
+    with pytest.raises(DataError, match="does not begin like a NORB"):
+        load("norb", norb)

@@ -1,0 +1,351 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import STRUCTURES
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch.optim.lr_scheduler import ExponentialLR
+
+from pyro_lvae import (
+    IWAE,
+    Callback,
+    CheckpointError,
+    ContractError,
+    DataError,
+    HierarchicalVAE,
+    LadderVAE,
+    NonFiniteLoss,
+    cyclical,
+    fit,
+    linear,
+    load,
+    load_checkpoint,
+)
+from pyro_lvae.results import read_metrics
+
+QUIET = dict(callbacks=())
+
+
+def ladder():
+    torch.manual_seed(0)
+    return LadderVAE(12, (5, 3, 2), (16, 8, 8))
+
+
+class StopAfter(Callback):
+    """Asks for a stop, as Ctrl-C would, after so many batches."""
+
+    def __init__(self, batches):
+        self.left = batches
+
+    def on_batch(self, epoch, batch):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_start(self, epoch, epochs, num_batches):
+        self.seen.append(("start", epoch, epochs, num_batches))
+
+    def on_epoch(self, metrics):
+        self.seen.append(metrics)
+
+    def on_end(self):
+        self.seen.append("end")
+
+
+def test_training_improves_the_elbo_and_reports_it():
+    data, watch = load("digits"), Watch()
+    structure = LadderVAE(64, (8, 4), (64, 32))
+    history = fit(structure, data, epochs=6, callbacks=[watch])
+    assert history[-1].test_elbo > history[0].test_elbo + 3
+    assert watch.seen == [("start", 0, 6, 12), *history, "end"]
+    last = history[-1]
+    assert (last.epoch, last.step, set(last.kl), set(last.beta.values())) == (6, 72, {"z1", "z2"}, {1.0})
+    assert last.objective == pytest.approx(last.train_elbo, abs=3)
+    assert structure.training
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_structures_of_every_kind_train(structure, tiny):
+    history = fit(structure, tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=2), **QUIET)
+    assert len(history) == 2
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Trace_ELBO(), TraceMeanField_ELBO(), IWAE(3), RenyiELBO(num_particles=3, vectorize_particles=True)],
+    ids=lambda e: type(e).__name__,
+)
+def test_estimators_train_and_are_not_changed(estimator, tiny):
+    before = dict(vars(estimator))
+    fit(ladder(), tiny, estimator, epochs=1, batch_size=16, **QUIET)
+    assert vars(estimator) == before
+
+
+def test_the_objective_is_annealed_and_the_elbo_is_not(tiny):
+    structure = LadderVAE(12, (5, 3, 2), (16, 8, 8), batch_norm=False)
+    (m,) = fit(structure, tiny, beta=0.0, epochs=1, batch_size=45, optimizer=partial(torch.optim.SGD, lr=0.0), **QUIET)
+    assert m.objective > m.train_elbo + 0.5 * sum(m.kl.values())
+    assert set(m.beta.values()) == {0.0}
+
+
+def test_beta_by_site_and_by_step(tiny):
+    beta = {"z1": linear(0, 1, steps=6), "z3": 0.5}
+    history = fit(ladder(), tiny, beta=beta, epochs=2, batch_size=15, **QUIET)
+    assert [m.beta for m in history] == [{"z3": 0.5, "z2": 1.0, "z1": 0.5}, {"z3": 0.5, "z2": 1.0, "z1": 1.0}]
+
+
+def test_learning_rate_schedule_and_clipping(tiny):
+    norms = []
+
+    class Watched(torch.optim.SGD):
+        def step(self):
+            grads = [p.grad for g in self.param_groups for p in g["params"]]
+            norms.append((torch.stack([g.norm() for g in grads]).norm(), max(g.abs().max() for g in grads)))
+            super().step()
+
+    options = dict(clip_norm=0.5, clip_value=0.05, epochs=3, batch_size=45)
+    optimizer, decay = partial(Watched, lr=0.1), partial(ExponentialLR, gamma=0.5)
+    history = fit(ladder(), tiny, optimizer=optimizer, lr_scheduler=decay, **options, **QUIET)
+    assert [m.lr for m in history] == [0.1, 0.05, 0.025]
+    assert all(norm <= 0.5 + 1e-6 and largest <= 0.05 + 1e-6 for norm, largest in norms)
+    assert any(largest > 0.049 for _, largest in norms)
+
+
+def test_global_sites_count_once(tiny):
+    """N rows of which each batch is a part: the gradient of the global site's KL is that of one epoch, over N."""
+
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.z = torch.nn.Parameter(torch.zeros(())), torch.nn.Parameter(torch.zeros(()))
+
+        def model(self, x, y=None):
+            w = pyro.sample("w", dist.Normal(x.new_zeros(()), 0.1))
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z1", dist.Normal(x.new_zeros(12), 1e-3).to_event(1))
+                pyro.sample("x", dist.Normal(w + z, 1.0).to_event(1), obs=x)
+
+        def guide(self, x, y=None):
+            pyro.sample("w", dist.Normal(self.loc, 0.001))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z1", dist.Normal(self.z.expand(12), 1e-3).to_event(1))
+
+    for estimator in (Trace_ELBO(), IWAE(2)):
+        structure = Mean()
+        optimizer = partial(torch.optim.Adam, lr=0.003)
+        fit(structure, tiny, estimator, epochs=150, batch_size=15, optimizer=optimizer, **QUIET)
+        x = tiny.x_train
+        exact = x.sum() / (x.numel() + 1 / 0.1**2)  # the conjugate posterior mean of w
+        assert structure.loc.item() == pytest.approx(exact.item(), abs=0.03)
+        # Counted once per batch of 15, the prior would pull three times as hard.
+        wrong = x.sum() / (x.numel() + 3 / 0.1**2)
+        assert abs(exact - wrong) > 0.06
+
+
+# ---------------------------------------------------------------------- refusals and warnings
+
+
+def test_a_warning_when_training_ends_before_warm_up_does(tiny):
+    with pytest.warns(UserWarning, match=r"after 2 epochs \(6 steps\), before the schedule of beta does \(5 epochs\)"):
+        fit(ladder(), tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=5), **QUIET)
+    with pytest.warns(UserWarning, match="9 steps"):
+        fit(ladder(), tiny, epochs=2, batch_size=16, beta={"z2": cyclical(steps=9)}, **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(ladder(), tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=2), **QUIET)
+
+
+def test_mean_field_on_a_bottom_up_guide_is_refused(tiny):
+    structure = HierarchicalVAE(12, (5, 3), (16, 8))
+    with pytest.raises(ValueError, match=r"the guide samples 'z1', 'z2' and the model 'z2', 'z1'.*not be a bound"):
+        fit(structure, tiny, TraceMeanField_ELBO(), **QUIET)
+
+
+def test_mean_field_on_a_delta_guide_is_refused(tiny):
+    class Point(HierarchicalVAE):
+        def guide(self, x, y=None):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z1", dist.Delta(self.bottom_up[0](x).mean, event_dim=1))
+
+    with pytest.raises(ValueError, match=r"drops the log-density of a Delta, and 'z1' has one"):
+        fit(Point(12, (3,), (8,)), tiny, TraceMeanField_ELBO(), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(epochs=0), "epochs is 0"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(beta=-1.0), "beta is -1"),
+        (dict(beta={"z7": 1.0}), r"beta names \['z7'\]; the latent sites are \['z3', 'z2', 'z1'\]"),
+        (dict(resume=True), "give out="),
+    ],
+)
+def test_bad_arguments_are_refused(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(ladder(), tiny, **{**QUIET, **options})
+
+
+def test_bad_data_and_structures_are_refused_before_training(tiny, tmp_path):
+    with pytest.raises(DataError, match="data is a Tensor; expected a Dataset"):
+        fit(ladder(), tiny.x_train, **QUIET)
+    with pytest.raises(DataError, match="has no labels"):
+        fit(LadderVAE(64), load("digits").__class__("x", tiny.x_train, tiny.x_test), supervised=True, **QUIET)
+    with pytest.raises(ContractError):
+        fit(LadderVAE(64), tiny, out=tmp_path, **QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_is_not_overwritten(tiny, tmp_path):
+    fit(ladder(), tiny, epochs=1, out=tmp_path, **QUIET)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        fit(ladder(), tiny, epochs=1, out=tmp_path, **QUIET)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_nan_loss_stops_the_run_and_says_where(tiny, tmp_path):
+    structure = ladder()
+
+    class PoisonNextEpoch(Callback):
+        def on_batch(self, epoch, batch):
+            if (epoch, batch) == (2, 0):
+                with torch.no_grad():
+                    structure.likelihood.logits.weight.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLoss) as caught:
+        fit(structure, tiny, epochs=5, batch_size=15, out=tmp_path, callbacks=[PoisonNextEpoch()])
+    text = str(caught.value)
+    assert "the loss is nan" in text
+    assert "in step 8 (epoch 3)" in text
+    assert "log_p of 'x'" in text
+    assert f"{tmp_path / 'checkpoint.pt'}, of step 6" in text
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["epoch"] == 2
+    assert all(torch.isfinite(v).all() for v in state["structure"].values())
+
+
+# ---------------------------------------------------------------------- stopping and going on
+
+RUN = dict(epochs=6, batch_size=16, beta=linear(0, 1, epochs=4), lr_scheduler=partial(ExponentialLR, gamma=0.9))
+
+
+def _weights(structure):
+    return structure.state_dict()
+
+
+def _same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+def _timeless(history):
+    return [{k: v for k, v in vars(m).items() if k not in ("seconds", "images_per_second")} for m in history]
+
+
+@pytest.mark.parametrize("batches", [1, 5, 6, 7, 17])
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_bit_for_bit(tiny, tmp_path, batches):
+    tiny = load("digits") if batches == 17 else tiny
+    make = (lambda: (torch.manual_seed(0), LadderVAE(64, (4,), (8,)))[1]) if batches == 17 else ladder
+    whole = make()
+    history = fit(whole, tiny, **RUN, **QUIET)
+    stopped = make()
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {batches}"):
+        fit(stopped, tiny, **RUN, out=tmp_path, callbacks=[StopAfter(batches)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    torch.manual_seed(12345)  # whatever the new process does before
+    resumed = LadderVAE(64, (4,), (8,)) if batches == 17 else LadderVAE(12, (5, 3, 2), (16, 8, 8))
+    again = fit(resumed, tiny, **RUN, out=tmp_path, resume=True, **QUIET)
+    assert _same(_weights(whole), _weights(resumed))
+    assert _timeless(history) == _timeless(again) == _timeless(read_metrics(tmp_path / "metrics.jsonl"))
+
+
+SCRIPT = """
+    import sys, time, torch
+    from pyro_lvae import Callback, Dataset, LadderVAE, fit, linear
+
+    class Slow(Callback):
+        def on_batch(self, epoch, batch):
+            time.sleep(0.1 if "--slow" in sys.argv else 0)
+
+    torch.manual_seed(0)
+    x = (torch.rand(60, 12) > 0.5).float()
+    data = Dataset("tiny", x[:45], x[45:])
+    structure = LadderVAE(12, (5, 3, 2), (16, 8, 8))
+    fit(structure, data, epochs=8, batch_size=15, beta=linear(0, 1, epochs=4), out=sys.argv[1],
+        resume="--resume" in sys.argv, callbacks=[Slow()])
+"""
+
+
+def _script(folder, *flags, **options):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), *flags], **options)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    assert _script(tmp_path / "whole").wait(timeout=120) == 0
+    killed = _script(tmp_path / "killed", "--slow")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(read_metrics(metrics)) < 3:
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    assert 3 <= len(read_metrics(metrics)) < 8
+    assert _script(tmp_path / "killed", "--resume").wait(timeout=120) == 0
+    whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
+    assert _same(whole["structure"], resumed["structure"])
+    assert torch.equal(whole["rng"]["cpu"], resumed["rng"]["cpu"])
+    for ours, theirs in zip(
+        whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True
+    ):
+        assert _same(ours, theirs)
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    assert _timeless(lines[0]) == _timeless(lines[1])
+
+
+def test_more_epochs_after_the_end(tiny, tmp_path):
+    whole, twice = ladder(), ladder()
+    torch.manual_seed(1)
+    fit(whole, tiny, epochs=4, batch_size=16, **QUIET)
+    torch.manual_seed(1)
+    fit(twice, tiny, epochs=2, batch_size=16, out=tmp_path, **QUIET)
+    history = fit(twice, tiny, epochs=4, batch_size=16, out=tmp_path, resume=True, **QUIET)
+    assert [m.epoch for m in history] == [1, 2, 3, 4]
+    assert _same(_weights(whole), _weights(twice))
+
+
+def test_checkpoints_are_read_without_unpickling_and_damage_is_named(tiny, tmp_path):
+    fit(ladder(), tiny, epochs=1, out=tmp_path, **QUIET)
+    path = tmp_path / "checkpoint.pt"
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"weights of another structure than this LadderVAE"):
+        fit(STRUCTURES["LadderVAE-unshared"](), tiny, epochs=2, out=tmp_path, resume=True, **QUIET)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="is damaged or is no checkpoint"):
+        fit(ladder(), tiny, epochs=2, out=tmp_path, resume=True, **QUIET)
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+        fit(ladder(), tiny, epochs=2, out=tmp_path / "elsewhere", resume=True, **QUIET)
+
+
+def test_metrics_are_json_lines(tiny, tmp_path):
+    history = fit(ladder(), tiny, epochs=2, out=tmp_path, **QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [vars(m) for m in history]
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "st')  # a crash in the middle of a line
+    assert read_metrics(tmp_path / "metrics.jsonl") == history
