@@ -27,4 +27,3 @@ from .structures import VAE, GaussianHierarchy, HierarchicalVAE, LadderVAE, Stru
 from .svi import for_svi
 from .traces import ledger
 from .train import FusedAdam, fit
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from abc import ABCMeta
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from .structures import STRUCTURES, LadderVAE
 from .train import fit
 
 ERRORS = (CheckpointError, ContractError, DataError, FileExistsError, FileNotFoundError, NonFiniteLoss, ValueError)
+ELBO_BY_DEFAULT, WARM_UP = lazy_instance(Trace_ELBO), lazy_instance(Schedule, start=0.0, stop=1.0, length=20)
 
 
 class _AnyStructure(ABCMeta):
@@ -48,6 +49,9 @@ class _AnyStructure(ABCMeta):
 class AnyStructure(metaclass=_AnyStructure):
     """A latent structure: an `nn.Module` with `model` and `guide`, whose first argument is `x_dim`."""
 
+    @abstractmethod
+    def model(self): ...  # abstract, so that it is not offered as a choice itself
+
 
 # ---------------------------------------------------------------------- the commands
 
@@ -58,8 +62,8 @@ def train(
     root: str | None = None,
     binarize: bool | None = None,
     structure: Callable[[int], AnyStructure] = LadderVAE,
-    estimator: ELBO = lazy_instance(Trace_ELBO),
-    beta: float | Schedule | dict[str, float | Schedule] = lazy_instance(Schedule, start=0.0, stop=1.0, length=20),
+    estimator: ELBO = ELBO_BY_DEFAULT,
+    beta: float | Schedule | dict[str, float | Schedule] = WARM_UP,
     seed: int = 0,
     device: str | None = None,
     out: str | None = None,
@@ -231,7 +235,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="pyro-lvae", description=sys.modules[__package__].__doc__)
     commands = parser.add_subcommands()
     for name, function in COMMANDS.items():
-        commands.add_subcommand(name, _train_parser() if name == "train" else _command_parser(function))
+        made = _train_parser() if name == "train" else _command_parser(function)
+        commands.add_subcommand(name, made, help=made.description)
     return parser
 
 
@@ -262,7 +267,7 @@ def _arguments(parser: ArgumentParser, options: Namespace) -> dict:
     """The arguments of `train`: classes made, and all options once more as YAML."""
     kept = options.train.clone()
     kept.resume = kept.overwrite = False  # asked of this call, not of the next that reads the file
-    text = _train_parser().dump(kept, skip_none=False)
+    text = _train_parser().dump(kept)
     return {**parser.instantiate(options).train.as_dict(), "config": text}
 
 

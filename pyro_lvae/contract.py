@@ -116,7 +116,7 @@ def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
 
 def _plates(sites: dict, batch: int) -> Iterator[str]:
     if data_frame(sites.get("x", {"cond_indep_stack": ()})) is None and "x" in sites:
-        yield f'site \'x\': outside the data plate; put it in `with pyro.plate("{DATA}", len(x), dim=-1):`'
+        yield f"site 'x': outside the data plate; put it in `with pyro.plate(\"{DATA}\", len(x), dim=-1):`"
     for name, site in sites.items():
         frame = data_frame(site)
         if frame is not None and (frame.dim, frame.size) != (-1, batch):

@@ -53,7 +53,7 @@ def image_grid(x: Tensor, shape: tuple[int, int], columns: int, title: str = "")
     size = min(7.0, 0.7 * columns)
     figure = Figure(figsize=(size, size * rows * height / (columns * width) + 0.4 * bool(title)), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(canvas.cpu().clamp(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(canvas.cpu().clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
     ax.set_title(title)
     return figure

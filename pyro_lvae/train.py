@@ -133,9 +133,7 @@ def fit(
 
 
 def _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, supervised) -> None:
-    numbers = dict(
-        epochs=epochs, batch_size=batch_size, monitor_size=monitor_size, checkpoint_every=checkpoint_every
-    )
+    numbers = dict(epochs=epochs, batch_size=batch_size, monitor_size=monitor_size, checkpoint_every=checkpoint_every)
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")

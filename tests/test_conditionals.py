@@ -29,7 +29,9 @@ def test_precision_merge_gives_the_variance_that_the_paper_prints_as_sigma():
     assert mu.item() == pytest.approx((1 / 0.25 + 3) / (1 / 0.25 + 1))
 
 
-@pytest.mark.parametrize("conditional", [Bernoulli, Normal, partial(Normal, scale=0.3), partial(Normal, batch_norm=True)])
+@pytest.mark.parametrize(
+    "conditional", [Bernoulli, Normal, partial(Normal, scale=0.3), partial(Normal, batch_norm=True)]
+)
 @pytest.mark.parametrize("lead", [(4,), (3, 4)])
 def test_conditionals_declare_their_event_dim(conditional, lead):
     p = conditional(5, 6)(torch.randn(*lead, 5))

@@ -310,9 +310,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert _same(whole["structure"], resumed["structure"])
     assert torch.equal(whole["rng"]["cpu"], resumed["rng"]["cpu"])
-    for ours, theirs in zip(
-        whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True
-    ):
+    for ours, theirs in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
         assert _same(ours, theirs)
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     assert _timeless(lines[0]) == _timeless(lines[1])

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], binarize: bool) -> Datase
     shape = _image_shape(arrays["x_train"].shape[1:])
     tensors = {k: _rows(f"{name}: {k}", v) if k[0] == "x" else torch.from_numpy(v) for k, v in arrays.items()}
     data = Dataset(name, **tensors, shape=shape, binarize=binarize)
-    return Dataset(name, **{**tensors, "x_test": binarized(data.x_test)}, shape=shape, binarize=True) if binarize else data
+    return replace(data, x_test=binarized(data.x_test)) if binarize else data
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -97,7 +98,8 @@ def _find(what: str, names: list[str], roots: list[Path], remedy: str) -> Path:
 
 def _missing(what: str, places: list[Path], remedy: str) -> DataError:
     looked = "".join(f"\n  {place}" for place in places)
-    return DataError(f"{what} was not found. Looked for:{looked}\n{remedy}\nName its folder with root= (--root) or {ENVIRONMENT}.")
+    folder = f"Name its folder with root= (--root) or {ENVIRONMENT}."
+    return DataError(f"{what} was not found. Looked for:{looked}\n{remedy}\n{folder}")
 
 
 def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -106,7 +108,7 @@ def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an .npz of plain arrays ({error}); save it anew with numpy.savez") from error
+        raise DataError(f"{path} cannot be read as an .npz of arrays ({error}); save it with numpy.savez") from error
     if absent := [key for key in keys if key not in arrays]:
         raise DataError(f"{path} holds {sorted(arrays)} and lacks {absent}; save it with those names")
     return arrays
@@ -121,7 +123,7 @@ def _own_file(path: Path) -> dict[str, np.ndarray]:
     try:
         x = np.load(path, allow_pickle=False)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an .npy of numbers ({error}); save it anew with numpy.save") from error
+        raise DataError(f"{path} cannot be read as an .npy of numbers ({error}); save it with numpy.save") from error
     if x.ndim < 2 or len(x) < 2:
         raise DataError(f"{path} holds an array of shape {x.shape}; expected [N, ...] with N >= 2")
     return _split(x, max(1, len(x) // 10))

@@ -45,7 +45,8 @@ def interpolate(
     start, stop = check_rows(structure, start), check_rows(structure, stop)
     if start.shape != stop.shape or steps < 2:
         raise ValueError(
-            f"start {tuple(start.shape)} and stop {tuple(stop.shape)} must have the same shape, and steps={steps} be >= 2"
+            f"start {tuple(start.shape)} and stop {tuple(stop.shape)} must have the same shape, and steps={steps} "
+            "be at least 2"
         )
     with evaluating(structure):
         ends = [guide_sites(structure, x, y) for x in (start, stop)]

@@ -1,0 +1,177 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pyro_lvae.cli import main
+
+SMALL = [
+    *("--structure.z_dims", "[4,2]", "--structure.hidden_dims", "[16,8]"),
+    *("--epochs", "2", "--beta.length", "2", "--num_samples", "5", "--num_images", "20"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def run(tmp_path):
+    main(["train", *SMALL, "--out", "run"])
+    return tmp_path / "run"
+
+
+def _fails(capsys, *argv):
+    with pytest.raises(SystemExit) as caught:
+        main(list(argv))
+    assert caught.value.code not in (0, None)
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_train_fills_a_run_folder_and_ends_with_a_table(tmp_path, capsys):
+    main(["train", *SMALL, "--out", "run"])
+    run = tmp_path / "run"
+    names = {p.name for p in run.iterdir()}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "figures", "report.html", "tensorboard")
+    }
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"test_elbo", "test_log_likelihood", "num_samples", "kl_per_layer", "active_units"} <= set(summary)
+    assert {"epochs", "seconds", "images_per_second"} <= set(summary)
+    assert (summary["epochs"], summary["num_samples"]) == (2, 5)
+    printed = capsys.readouterr().out
+    assert "test log p(x)" in printed
+    assert "run/report.html" in printed
+    assert yaml.safe_load((run / "config.yaml").read_text())["structure"]["init_args"]["z_dims"] == [4, 2]
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_the_same_seed_gives_the_same_run(run):
+    main(["train", "--config", "run/config.yaml", "--out", "again", "--tensorboard", "false"])
+    states = [torch.load(f"{name}/checkpoint.pt", weights_only=True)["structure"] for name in ("run", "again")]
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_a_run_goes_on_with_its_own_options(run):
+    main(["train", "--out", "run", "--resume", "--epochs", "3"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["epochs"], summary["num_samples"], summary["units"]) == (3, 5, {"z1": 4, "z2": 2})
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert yaml.safe_load((run / "config.yaml").read_text())["resume"] is False
+
+
+def test_a_run_is_not_overwritten_without_being_asked(run, capsys):
+    before = (run / "checkpoint.pt").read_bytes()
+    assert "--resume" in _fails(capsys, "train", *SMALL, "--out", "run")
+    assert (run / "checkpoint.pt").read_bytes() == before
+    main(["train", *SMALL, "--seed", "1", "--out", "run", "--overwrite"])
+    assert (run / "checkpoint.pt").read_bytes() != before
+
+
+def test_evaluate_report_and_sample_a_run(run, capsys):
+    main(["evaluate", "run", "--num_samples", "7", "--num_images", "9"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["num_samples"], summary["num_images"], summary["epochs"]) == (7, 9, 2)
+    (run / "report.html").unlink()
+    main(["report", "run"])
+    assert (run / "report.html").exists()
+    main(["sample", "run", "--num_samples", "5"])
+    assert (run / "samples-0.png").read_bytes().startswith(b"\x89PNG")
+    main(["sample", "run", "--num_samples", "5", "--out", "samples.npy"])
+    assert np.load("samples.npy").shape == (5, 64)
+    assert "name another file" in _fails(capsys, "sample", "run", "--out", "samples.npy")
+    assert "must end in .npy or .png" in _fails(capsys, "sample", "run", "--out", "samples.gif")
+
+
+def test_list_names_what_there_is(capsys):
+    main(["list"])
+    printed = capsys.readouterr().out
+    for name in ("VAE", "HierarchicalVAE", "LadderVAE", "Trace_ELBO", "IWAE", "Bernoulli", "digits", "norb"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--estimator", "IWAE", "--estimator.num_particles", "3"],
+        ["--estimator", "RenyiELBO", "--estimator.num_particles", "3", "--estimator.vectorize_particles", "true"],
+        ["--estimator", "TraceMeanField_ELBO", "--beta", "0.5"],
+        ["--structure", "HierarchicalVAE"],
+        ["--structure", "pyro_lvae.LadderVAE", "--structure.share_top_down", "false"],
+        ["--optimizer", "Adamax", "--optimizer.lr", "0.01", "--clip_norm", "1"],
+        ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "2"],
+        ["--beta.unit", "steps", "--beta.cycles", "2"],
+    ],
+    ids=lambda o: "-".join(o[:2]),
+)
+def test_options_come_from_signatures(options):
+    structure = [] if "--structure" in options else ["--structure", "LadderVAE"]
+    main(["train", *structure, *options, *SMALL, "--out", "run", "--tensorboard", "false"])
+
+
+def test_real_valued_data_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez("own.npz", x_train=rng.normal(size=(50, 6)), x_test=rng.normal(size=(20, 6)))
+    likelihood = ["--structure.likelihood", "pyro_lvae.conditionals.Normal", "--structure.likelihood.scale", "0.5"]
+    main(["train", "--data", "own.npz", "--structure", "LadderVAE", *likelihood, *SMALL, "--out", "run"])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["data"] == "own"
+    assert not (tmp_path / "run" / "figures" / "samples.png").exists()
+    main(["sample", "run"])
+    assert np.load("run/samples-0.npy").shape == (64, 6)
+
+
+OWN = """
+import pyro, pyro.distributions as dist, torch
+from pyro_lvae.nets import linear
+
+class MyVAE(torch.nn.Module):
+    '''Nothing inherited.'''
+    def __init__(self, x_dim: int, z_dims: tuple[int, ...] = (3,)):
+        super().__init__()
+        self.enc, self.dec, self.z = linear(x_dim, z_dims[0]), linear(z_dims[0], x_dim), z_dims[0]
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", dist.Normal(x.new_zeros(self.z), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.dec(z)).to_event(1), obs=x)
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", dist.Normal(self.enc(x), 0.5).to_event(1))
+"""
+
+
+def test_a_structure_of_ones_own_by_its_path(tmp_path):
+    (tmp_path / "my_own_module.py").write_text(OWN)
+    options = ["--structure", "my_own_module.MyVAE", "--structure.z_dims", "[5]", *SMALL[4:], "--out", "run"]
+    main(["train", *options])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["units"] == {"z1": 5}
+    main(["evaluate", "run", "--num_samples", "3"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--data", "nothing"], "no data set is called 'nothing'"),
+        (["train", "--structure.z_dims", "[3]"], "give one hidden size for each latent layer"),
+        (["train", "--structure", "HierarchicalVAE", "--estimator", "TraceMeanField_ELBO"], "not be a bound"),
+        (["train", "--structure", "torch.nn.Linear"], "structure"),
+        (["train", "--epochs", "many"], "epochs"),
+        (["evaluate", "nowhere"], "holds no config.yaml"),
+        (["train", "--resume"], "give out"),
+    ],
+)
+def test_errors_are_one_sentence_and_leave_nothing_behind(argv, message, capsys, tmp_path):
+    assert message in _fails(capsys, *argv)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("command", [["-m", "pyro_lvae", "--help"], ["-m", "pyro_lvae", "train", "--help"]])
+def test_help_runs_as_a_module(command):
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True)
+    assert "pyro-lvae" in done.stdout

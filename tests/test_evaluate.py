@@ -1,0 +1,168 @@
+import pytest
+import torch
+from conftest import STRUCTURES
+from torch import nn
+
+from pyro_lvae import (
+    VAE,
+    HierarchicalVAE,
+    LadderVAE,
+    active_units,
+    elbo,
+    encode,
+    interpolate,
+    kl_per_layer,
+    log_likelihood,
+    manifold,
+    posterior_activity,
+    reconstruct,
+    sample_prior,
+    summarize,
+)
+from pyro_lvae.conditionals import Normal
+from pyro_lvae.evaluate.chunks import bytes_per_draw, chunked_ledgers
+
+
+def test_every_evaluation_works_on_every_structure(structure, x):
+    layers = getattr(structure, "num_layers", 1)
+    assert log_likelihood(structure, x, 10).shape == elbo(structure, x, 3).shape == (7,)
+    assert list(kl_per_layer(structure, x)) == [f"z{i + 1}" for i in range(layers)]
+    units = active_units(structure, x, 10)
+    codes = encode(structure, x, 10)
+    assert [codes[n].shape for n in units] == [(7, d) for d in structure.z_dims]
+    assert reconstruct(structure, x).shape == (7, 12)
+    assert interpolate(structure, x[:2], x[2:4], 5).shape == (2, 5, 12)
+    assert sample_prior(structure, 4, x).shape == (4, 12)
+    assert structure.training, "evaluation restores the mode"
+    assert all(p.grad is None for p in structure.parameters())
+
+
+def test_more_samples_tighten_the_bound(x):
+    structure = STRUCTURES["LadderVAE"]()
+    coarse, fine = (log_likelihood(structure, x, k).mean() for k in (1, 2000))
+    assert coarse < fine
+
+
+def test_chunks_stay_under_the_memory_bound(x):
+    structure = STRUCTURES["LadderVAE"]()
+    each = bytes_per_draw(structure.eval(), x, None)
+    for memory in (1, 10 * each, 25 * each, 10**9):
+        counts = torch.zeros(7)
+        for rows, draws, sites in chunked_ledgers(structure, x, None, 20, memory):
+            size = (rows.stop - rows.start) * draws
+            assert size * each <= max(memory, each)
+            assert sites.local_log_weight().shape == (draws, rows.stop - rows.start)
+            counts[rows] += draws
+        assert counts.tolist() == [20] * 7
+
+
+def test_bytes_per_draw_is_an_upper_bound_on_the_memory_of_a_pass(x):
+    """The largest tensors of a draw: x's logits and hidden layers, in float32."""
+    each = bytes_per_draw(STRUCTURES["VAE"]().eval(), x, None)
+    assert 4 * (12 + 16 + 16 + 3) < each < 4 * 100 * (12 + 16 + 16 + 3)
+
+
+class Half(nn.Module):
+    """q(z1|x) = N((x_1, 0), I) and z2 ~ N(z1_2, 1): units with a known posterior mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def _sites(self, x):
+        import pyro
+        import pyro.distributions as dist
+
+        loc = torch.stack([x[:, 0], torch.zeros(len(x))], -1)
+        with pyro.plate("data", len(x), dim=-1):
+            z1 = pyro.sample("z1", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("z2", dist.Normal(z1[..., 1:], 1.0).to_event(1))
+
+    guide = lambda self, x, y=None: self._sites(x)  # noqa: E731
+
+    def model(self, x, y=None):
+        import pyro
+        import pyro.distributions as dist
+
+        self._sites(torch.zeros_like(x))
+        with pyro.plate("likelihood", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1), obs=x)
+
+
+def test_active_units_are_those_whose_posterior_mean_moves():
+    """Dead units whose conditional mean is random must not look alive, however few the draws.
+
+    z2's mean is z1_2 ~ N(0, 1): the plain variance of K=20 averages is 0.05, above the threshold of
+    0.01. The debiased one has mean 0 and, over 2,000 rows, standard error below 0.002.
+    """
+    x = torch.randn(2000, 3)
+    activity = posterior_activity(Half(), x, num_samples=20)
+    torch.testing.assert_close(activity["z1"].mean[:, 0], x[:, 0])
+    assert activity["z1"].variance[0].item() == pytest.approx(x[:, 0].var().item(), rel=1e-4)
+    assert activity["z2"].mean.var() > 0.03
+    assert abs(activity["z2"].variance[0]) < 0.01
+    assert active_units(Half(), x, 20) == {"z1": 1, "z2": 0}
+
+
+def test_kl_of_a_vae_is_the_analytic_one(x):
+    from torch.distributions import Normal as N
+    from torch.distributions import kl_divergence
+
+    vae = VAE(12, 3, 16).double().eval()
+    mu, var = vae.bottom_up[0][1].moments(vae.bottom_up[0][0](x.double()))
+    exact = kl_divergence(N(mu, var.sqrt()), N(0.0, 1.0)).sum(-1).mean().item()
+    estimate = kl_per_layer(vae, x.double(), num_samples=20_000)["z1"]
+    assert estimate == pytest.approx(exact, abs=0.03)  # 7 x 20,000 draws of a ratio of spread < 2: 5 sigma
+
+
+def test_interpolation_ends_at_reconstructions_of_its_ends(x):
+    """With a guide of almost no spread, the ends are the reconstructions."""
+    vae = VAE(12, 3, 16, batch_norm=False)
+    with torch.no_grad():
+        vae.bottom_up[0][1].head[0].bias[3:] = -100
+    path = interpolate(vae, x[:3], x[3:6], 4)
+    torch.testing.assert_close(path[:, 0], reconstruct(vae, x[:3]), atol=0.02, rtol=0)
+    torch.testing.assert_close(path[:, -1], reconstruct(vae, x[3:6]), atol=0.02, rtol=0)
+
+
+def test_manifold_runs_through_the_inverse_normal_cdf(x):
+    vae = VAE(12, 2, 16, likelihood=Normal).eval()
+    grid = manifold(vae, x, size=3)
+    q = torch.distributions.Normal(0, 1).icdf(torch.tensor([1 / 6, 1 / 2, 5 / 6]))
+    corners = {(0, 0): (q[0], q[2]), (0, 2): (q[2], q[2]), (2, 0): (q[0], q[0]), (1, 1): (q[1], q[1])}
+    for (row, column), z in corners.items():  # the first latent runs to the right, the second upwards
+        z = torch.stack(z)[None]
+        torch.testing.assert_close(grid[row, column], vae.likelihood(vae.decoder(z)).mean[0])
+    assert manifold(HierarchicalVAE(12, (3, 2), (8, 8)), x, size=4).shape == (4, 4, 12)
+    with pytest.raises(ValueError, match=r"'z1' has event shape \(3,\); a manifold needs \(2,\)"):
+        manifold(VAE(12, 3, 16), x)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, x: log_likelihood(s, x[0]), r"x is of shape \(12,\); expected a tensor \[N, D\]"),
+        (lambda s, x: log_likelihood(s, x, 0), "num_samples is 0"),
+        (lambda s, x: elbo(s, x.tolist()), "x is a list"),
+        (lambda s, x: interpolate(s, x[:2], x[:3]), "same shape"),
+    ],
+)
+def test_bad_input_is_refused(call, message, x):
+    with pytest.raises(ValueError, match=message):
+        call(STRUCTURES["VAE"](), x)
+
+
+def test_global_sites_are_refused_by_name(x):
+    from test_traces import GlobalWeight
+
+    with pytest.raises(ValueError, match="'w' lie outside the data plate"):
+        log_likelihood(GlobalWeight(), x[:, :2].double(), 5)
+
+
+def test_summary_holds_the_parts(tiny):
+    structure = LadderVAE(12, (5, 3), (16, 8))
+    summary = summarize(structure, tiny, [], num_samples=7, num_images=4)
+    assert (summary.num_samples, summary.num_images, summary.epochs) == (7, 4, 0)
+    assert (summary.structure, summary.data, summary.units) == ("LadderVAE", "tiny", {"z1": 5, "z2": 3})
+    assert summary.num_parameters == sum(p.numel() for p in structure.parameters())
+    assert summary.test_log_likelihood_stderr > 0

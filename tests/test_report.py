@@ -1,0 +1,96 @@
+import re
+
+import pytest
+import torch
+
+from pyro_lvae import HierarchicalVAE, LadderVAE, fit, load, plots, to_inference_data
+from pyro_lvae.data import Dataset
+from pyro_lvae.report import write_report
+from pyro_lvae.runs import Run, claim_folder
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    folder, data = tmp_path_factory.mktemp("run"), load("digits")
+    structure = LadderVAE(64, (8, 2), (32, 16))
+    history = fit(structure, data, epochs=2, out=folder, callbacks=())
+    (folder / "config.yaml").write_text("data: <digits> & more\n")
+    return Run(folder, structure, data, "Trace_ELBO", history)
+
+
+def test_a_run_is_drawn_and_reported_on_one_page(run):
+    run.evaluate(num_samples=5, num_images=20)
+    path = run.report()
+    page = path.read_text()
+    names = {p.stem for p in (run.folder / "figures").iterdir()}
+    expected = {"elbo", "kl_per_layer", "samples", "reconstructions", "interpolations", "manifold", "pca"}
+    assert names == expected | {"active_units"}
+    assert page.count("<figure") == len(names)
+    assert not re.search(r"(src|href)='(?!data:)", page), "self-contained"
+    assert "http" not in page
+    assert f"{run.summary.test_log_likelihood:.2f}" in page
+    assert "&lt;digits&gt; &amp; more" in page
+    assert not list(run.folder.rglob("*.partial"))
+
+
+def test_no_report_without_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no summary.json; run `pyro-lvae evaluate"):
+        write_report(tmp_path)
+
+
+def test_pictures_of_data_that_are_no_images(tiny):
+    data = Dataset("rows", tiny.x_train, tiny.x_test)
+    structure = HierarchicalVAE(12, (3, 2), (8, 8))
+    history = fit(structure, data, epochs=1, callbacks=())
+    assert set(plots.draw(structure, data, history)) == {"elbo", "kl_per_layer", "active_units", "pca"}
+    assert set(plots.draw(structure, data, [])) == {"active_units", "pca"}
+
+
+def test_image_grid_shows_each_image_in_its_place():
+    images = torch.stack([torch.full((6,), i / 4) for i in range(5)])
+    figure = plots.image_grid(images, (2, 3), columns=3)
+    canvas = figure.axes[0].images[0].get_array()
+    assert canvas.shape == (2 * 3, 3 * 4)
+    assert [canvas[1 + 3 * (i // 3), 1 + 4 * (i % 3)].item() for i in range(5)] == [i / 4 for i in range(5)]
+
+
+def test_pca_of_a_line_is_the_line():
+    z = torch.linspace(-1, 1, 9)[:, None] * torch.tensor([[3.0, 4.0]])
+    points = plots.pca({"z1": z}).axes[0].collections[0].get_offsets()
+    assert abs(points[:, 0]).max() == pytest.approx(5, rel=1e-5)
+    assert abs(points[:, 1]).max() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_free_folder_is_claimed_and_a_used_one_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-1"
+    (tmp_path / "runs" / "digits-VAE-1").mkdir(parents=True)
+    assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-2"
+    used = tmp_path / "used"
+    (used / "figures").mkdir(parents=True)
+    for name in ("notes.txt", "checkpoint.pt", "figures/elbo.png"):
+        (used / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        claim_folder(used, "x")
+    assert claim_folder(used, "x", resume=True) == used
+    with pytest.raises(ValueError, match="not overwrite"):
+        claim_folder(used, "x", resume=True, overwrite=True)
+    assert claim_folder(used, "x", overwrite=True) == used
+    assert [p.name for p in used.iterdir()] == ["notes.txt"], "only what a run writes is removed"
+    with pytest.raises(FileExistsError, match="is a file"):
+        claim_folder(used / "notes.txt", "x")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_arviz_reads_the_draws(x):
+    import arviz
+
+    structure = LadderVAE(12, (5, 3), (16, 8)).eval()
+    data = to_inference_data(structure, x, num_samples=9)
+    assert data.posterior["z1"].shape == (1, 9, 7, 5)
+    assert data.log_likelihood["x"].shape == data.sample_stats["log_weight"].shape == (1, 9, 7)
+    assert (data.observed_data["x"].values == x.numpy()).all()
+    assert len(arviz.summary(data, var_names=["z2"], kind="stats")) == 7 * 3
