@@ -4,8 +4,8 @@
     python examples/ladder_mnist.py --smoke              # seconds, on the embedded digits
 
 The paper's claim: batch normalisation (BN) and warm-up (WU) wake the upper layers, and the ladder
-guide uses more of them. Each model has a run folder of its own under --out; stopped or done, the same
-command goes on from there.
+guide uses more of them. Each model has a run folder of its own under --out, with its report.html; stopped or
+done, the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from pyro_lvae import HierarchicalVAE, LadderVAE, Summary, fit, linear, load, summarize
+from pyro_lvae import HierarchicalVAE, LadderVAE, Summary, fit, linear, load
 from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.results import read_summary, write_json, write_text
+from pyro_lvae.results import read_summary, write_text
+from pyro_lvae.runs import SUMMARY, Run
 
 
 def models(x_dim: int, **sizes) -> dict:
@@ -45,8 +46,8 @@ def table(results: dict[str, Summary]) -> str:
 
 def train_one(make, data, warm_up: int, args, folder: Path) -> Summary:
     """Train one model, or finish or read what an earlier call left in `folder`."""
-    if (folder / "summary.json").exists():
-        return read_summary(folder / "summary.json")
+    if (folder / SUMMARY).exists():
+        return read_summary(folder / SUMMARY)
     torch.manual_seed(args.seed)
     structure = make()
     history = fit(
@@ -58,8 +59,9 @@ def train_one(make, data, warm_up: int, args, folder: Path) -> Summary:
         out=folder,
         resume=(folder / CHECKPOINT).exists(),
     )
-    summary = summarize(structure, data, history, num_samples=args.num_samples, num_images=args.num_images)
-    write_json(folder / "summary.json", summary)
+    run = Run(folder, structure, data, "Trace_ELBO", history)
+    summary = run.evaluate(args.num_samples, args.num_images)
+    run.report()
     return summary
 
 

@@ -38,8 +38,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     return state
 
 
-def load_weights(structure: torch.nn.Module, state: dict, path: Path) -> None:
-    """Put the weights of a checkpoint into `structure`; raises `CheckpointError` where they do not fit."""
+def load_weights(structure: torch.nn.Module, path: str | Path) -> dict:
+    """Put the weights of the checkpoint at `path` into `structure`, and return the whole checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or its weights do not fit.
+    """
+    path = Path(path)
+    state = load_checkpoint(path, next(structure.parameters()).device)
     try:
         structure.load_state_dict(state["structure"])
     except RuntimeError as error:
@@ -47,6 +53,7 @@ def load_weights(structure: torch.nn.Module, state: dict, path: Path) -> None:
             f"{path} holds the weights of another structure than this {type(structure).__name__}; "
             f"build it with the same options as for training. {error}"
         ) from error
+    return state
 
 
 def rng_state(device: torch.device) -> dict:

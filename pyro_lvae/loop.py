@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .annealing import Schedule, anneal, subsample
 from .callbacks import Callback
-from .checkpoint import load_checkpoint, load_weights, rng_state, save_checkpoint, set_rng_state
+from .checkpoint import load_weights, rng_state, save_checkpoint, set_rng_state
 from .data import Dataset
 from .objectives import backward
 from .results import EpochMetrics, read_metrics
@@ -115,13 +115,12 @@ class Loop:
     def restore(self) -> None:
         """Go back to the checkpoint in `out`."""
         path = self.out / CHECKPOINT
-        state = load_checkpoint(path, self.device)
+        state = load_weights(self.structure, path)
         if state["batch"] and state["batch_size"] != self.batch_size:
             raise ValueError(
                 f"{path} stopped within an epoch of batches of {state['batch_size']}, and batch_size is "
                 f"{self.batch_size}; finish that epoch with the former size"
             )
-        load_weights(self.structure, state, path)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])

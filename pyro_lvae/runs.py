@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import plots
-from .checkpoint import load_checkpoint, load_weights
+from .checkpoint import load_weights
 from .data import Dataset
 from .evaluate import summarize
 from .loop import CHECKPOINT, METRICS
@@ -60,8 +60,7 @@ class Run:
 
     def load(self) -> Run:
         """The same run, with the weights of its checkpoint and the metrics of its file."""
-        path = self.folder / CHECKPOINT
-        load_weights(self.structure, load_checkpoint(path, self.data.x_train.device), path)
+        load_weights(self.structure, self.folder / CHECKPOINT)
         self.history[:] = read_metrics(self.folder / METRICS)
         return self
 
