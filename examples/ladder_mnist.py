@@ -11,13 +11,14 @@ done, the same command goes on from there.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 
 from pyro_lvae import HierarchicalVAE, LadderVAE, Summary, fit, linear, load
 from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.results import read_summary, write_text
+from pyro_lvae.results import read_summary, write_json, write_text
 from pyro_lvae.runs import SUMMARY, Run
 
 
@@ -45,7 +46,11 @@ def table(results: dict[str, Summary]) -> str:
 
 
 def train_one(make, data, warm_up: int, args, folder: Path) -> Summary:
-    """Train one model, or finish or read what an earlier call left in `folder`."""
+    """Train one model, or finish or read what an earlier call with the same settings left in `folder`."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root")} | {"warm_up": warm_up}
+    if (folder / "settings.json").exists() and json.loads((folder / "settings.json").read_text()) != settings:
+        raise SystemExit(f"{folder} holds a run with other settings; name another folder with --out")
+    write_json(folder / "settings.json", settings)
     if (folder / SUMMARY).exists():
         return read_summary(folder / SUMMARY)
     torch.manual_seed(args.seed)
@@ -80,6 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, Summary]:
     args, sizes = parser.parse_args(argv), {}
     if args.smoke:
         args.data, args.epochs, args.warm_up, args.num_samples, args.num_images = "digits", 2, 1, 20, 50
+        args.out = args.out.with_name(args.out.name + "-smoke")
         sizes = dict(z_dims=(8, 4, 2), hidden_dims=(32, 16, 8))
 
     data = load(args.data, args.root)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .results import EpochMetrics, read_metrics, write_metrics, write_text
+from .results import EpochMetrics, read_metrics, write_metrics
 
 
 class Callback:
@@ -73,16 +73,6 @@ class JSONLines(Callback):
     def on_epoch(self, metrics: EpochMetrics) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(metrics)) + "\n")
-
-
-class KeepText(Callback):
-    """Writes `text` to `path` when training starts, which is after its inputs have passed every check."""
-
-    def __init__(self, path: Path, text: str):
-        self.path, self.text = Path(path), text
-
-    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
-        write_text(self.path, self.text)
 
 
 class TensorBoard(Callback):

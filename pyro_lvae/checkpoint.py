@@ -46,6 +46,12 @@ def load_weights(structure: torch.nn.Module, path: str | Path) -> dict:
     """
     path = Path(path)
     state = load_checkpoint(path, next(structure.parameters()).device)
+    put_weights(structure, state, path)
+    return state
+
+
+def put_weights(structure: torch.nn.Module, state: dict, path: Path) -> None:
+    """Put the weights of a checkpoint, already read from `path`, into `structure`."""
     try:
         structure.load_state_dict(state["structure"])
     except RuntimeError as error:
@@ -53,7 +59,6 @@ def load_weights(structure: torch.nn.Module, path: str | Path) -> dict:
             f"{path} holds the weights of another structure than this {type(structure).__name__}; "
             f"build it with the same options as for training. {error}"
         ) from error
-    return state
 
 
 def rng_state(device: torch.device) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace, lazy_instance
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,21 +18,22 @@ from torch import nn
 
 from . import plots
 from .annealing import Schedule
-from .callbacks import KeepText, ProgressBar, TensorBoard
+from .callbacks import ProgressBar, TensorBoard
 from .checkpoint import CheckpointError
 from .conditionals import Bernoulli, Normal
-from .contract import ContractError
-from .data import DATASETS, DataError, load
-from .evaluate import sample_prior
+from .contract import ContractError, check
+from .data import DATASETS, DataError, Dataset, load
+from .evaluate import refuse_global_sites, sample_prior
 from .loop import NonFiniteLoss
 from .objectives import ESTIMATORS
 from .results import Summary
-from .runs import BOARD, CONFIG, Run, auto_device, claim_folder
+from .runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
 from .structures import STRUCTURES, LadderVAE
+from .traces import evaluating, forked_noise, ledger
 from .train import fit
 
 ERRORS = (CheckpointError, ContractError, DataError, FileExistsError, FileNotFoundError, NonFiniteLoss, ValueError)
-ELBO_BY_DEFAULT, WARM_UP = lazy_instance(Trace_ELBO), lazy_instance(Schedule, start=0.0, stop=1.0, length=20)
+WARM_UP = lazy_instance(Schedule, start=0.0, stop=1.0, length=20)
 
 
 class _AnyStructure(ABCMeta):
@@ -62,7 +63,7 @@ def train(
     root: str | None = None,
     binarize: bool | None = None,
     structure: Callable[[int], AnyStructure] = LadderVAE,
-    estimator: ELBO = ELBO_BY_DEFAULT,
+    estimator: ELBO | None = None,
     beta: float | Schedule | dict[str, float | Schedule] = WARM_UP,
     seed: int = 0,
     device: str | None = None,
@@ -83,7 +84,7 @@ def train(
         root: folder of the data; else PYRO_LVAE_DATA, else the user's cache.
         binarize: draw binary images anew each epoch; left out, as is the custom for the data set.
         structure: a class of the package by name, or your own as my_module.MyVAE; it is given x_dim.
-        estimator: what training maximises: IWAE, or an ELBO of pyro.infer.
+        estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, Trace_ELBO.
         beta: KL weight: a number, or a schedule: --beta.length 20 warms up from 0 to 1 over 20 epochs.
         seed: of all random numbers.
         device: left out, CUDA where there is one.
@@ -97,27 +98,45 @@ def train(
     """
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
-    module = structure(dataset.x_dim)
+    module = structure(dataset.x_dim).to(dataset.x_train.device)
     name = type(module).__name__
+    _check_evaluable(module, dataset, supervised)
     folder = claim_folder(out, f"{dataset.name}-{name}", resume=resume, overwrite=overwrite)
     Console().print(f"{name} on {dataset.name} ({len(dataset.x_train):,} rows of {dataset.x_dim}) in {folder}")
-    history = fit(
-        module,
-        dataset,
-        estimator,
-        beta=beta,
-        supervised=supervised,
-        device=dataset.x_train.device,
-        out=folder,
-        resume=resume,
-        callbacks=[KeepText(folder / CONFIG, config), ProgressBar()]
-        + ([TensorBoard(folder / BOARD)] if tensorboard else []),
-        **options,
-    )
-    run = Run(folder, module, dataset, type(estimator).__name__, history, supervised)
+    board = [TensorBoard(folder / BOARD)] if tensorboard else []
+    try:
+        history = fit(
+            module,
+            dataset,
+            estimator,
+            beta=beta,
+            supervised=supervised,
+            out=folder,
+            resume=resume,
+            overwrite=overwrite,
+            callbacks=[RunFiles(folder, config), ProgressBar(), *board],
+            **options,
+        )
+    finally:
+        if not any(folder.iterdir()):  # refused before it began
+            folder.rmdir()
+    run = Run(folder, module, dataset, _estimator_name(estimator), history, supervised)
     summary = run.evaluate(num_samples, num_images)
     _print(summary, run.report())
     return summary
+
+
+def _check_evaluable(module: nn.Module, data: Dataset, supervised: bool) -> None:
+    """Refuse before training what could not be evaluated after it."""
+    x, y = data.train_rows(2)
+    args = (x, y) if supervised else (x,)
+    check(module, *args)
+    with evaluating(module), forked_noise(x.device):
+        refuse_global_sites(ledger(module.model, module.guide, *args))
+
+
+def _estimator_name(estimator: ELBO | None) -> str:
+    return "Trace_ELBO" if estimator is None else type(estimator).__name__
 
 
 def evaluate(
@@ -157,7 +176,7 @@ def report(run: str, seed: int = 0, device: str | None = None) -> Path:
 
 
 def sample(run: str, num_samples: int = 64, out: str | None = None, seed: int = 0, device: str | None = None) -> Path:
-    """Draw from the prior of a trained run.
+    """Draw from the prior of a trained run, with the test set's labels where it is supervised.
 
     Args:
         run: the run folder.
@@ -175,7 +194,8 @@ def sample(run: str, num_samples: int = 64, out: str | None = None, seed: int = 
     if path.suffix not in (".png", ".npy") or (path.suffix == ".png" and not is_image):
         raise ValueError(f"{path} must end in .npy{' or .png' if is_image else ', for the data are no images'}")
     torch.manual_seed(seed)
-    x = sample_prior(opened.structure, num_samples, opened.data.x_test)
+    labels = opened.data.y_test[torch.arange(num_samples) % len(opened.data.y_test)] if opened.supervised else None
+    x = sample_prior(opened.structure, num_samples, opened.data.x_test, y=labels)
     if path.suffix == ".png":
         plots.save({path.stem: plots.image_grid(x, opened.data.shape, 8)}, path.parent)
     else:
@@ -218,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     if os.getcwd() not in sys.path:  # a structure of the user's own lies where the command was typed
         sys.path.insert(0, os.getcwd())
     parser = _parser()
-    options = parser.parse_args(_with_own_config(argv))
+    options = _parse(parser, argv)
     command = options.subcommand
     arguments = _arguments(parser, options) if command == "train" else options[command].as_dict()
     try:
@@ -255,12 +275,13 @@ def _command_parser(function: Callable) -> ArgumentParser:
     return parser
 
 
-def _with_own_config(argv: list[str]) -> list[str]:
+def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     """`train --out RUN --resume` takes RUN/config.yaml as the default of every option."""
-    if argv[:1] != ["train"] or "--resume" not in argv or "--out" not in argv[:-1]:
-        return argv
-    config = Path(argv[argv.index("--out") + 1], CONFIG)
-    return ["train", "--config", str(config), *argv[1:]] if config.exists() else argv
+    options = parser.parse_args(argv)
+    if options.subcommand != "train" or not options.train.resume or options.train.out is None:
+        return options
+    config = Path(options.train.out, CONFIG)
+    return parser.parse_args(["train", "--config", str(config), *argv[1:]]) if config.exists() else options
 
 
 def _arguments(parser: ArgumentParser, options: Namespace) -> dict:
@@ -280,7 +301,7 @@ def _open(folder: str, device: str | None) -> Run:
     options = parser.instantiate(parser.parse_path(path))
     data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
     structure = options.structure(data.x_dim).to(data.x_train.device)
-    return Run(Path(folder), structure, data, type(options.estimator).__name__, [], options.supervised).load()
+    return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], options.supervised).load()
 
 
 def _print(summary: Summary, path: Path) -> None:

@@ -57,6 +57,7 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         model, guide = _latents_and_data(model_trace), _latents_and_data(guide_trace)
         yield from _pairing(model, guide, y is not None)
         yield from _plates({**guide, **model}, len(args[0]))
+        yield from _global_sites(model, guide)
         yield from _scales(model, guide)
         yield from _params(model_trace, guide_trace)
         densities = list(_densities(model, guide, (len(args[0]),)))
@@ -129,6 +130,21 @@ def _plates(sites: dict, batch: int) -> Iterator[str]:
             yield f"site {name!r}: inside plate(s) {others}; declare those dims as event dims with .to_event"
 
 
+def _global_sites(model: dict, guide: dict) -> Iterator[str]:
+    inside = f'put it in `with pyro.plate("{DATA}", len(x), dim=-1):`'
+    for where, sites, others in (("model", model, guide), ("guide", guide, model)):
+        for name, site in sites.items():
+            if name == "x" or data_frame(site) is not None or _is_deterministic(site):
+                continue
+            shape = tuple(site["fn"].batch_shape)
+            if shape:
+                yield f"site {name!r}: outside the data plate in the {where}, with batch shape {shape}; {inside}"
+            elif name in others and data_frame(others[name]) is not None:
+                yield f"site {name!r}: outside the data plate in the {where} alone; {inside}"
+            elif site["infer"].get("enumerate"):
+                yield f"site {name!r}: enumerated outside the data plate; {inside}"
+
+
 def _scales(model: dict, guide: dict) -> Iterator[str]:
     for where, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
@@ -164,7 +180,10 @@ def _densities(model: dict, guide: dict, expected: tuple, note: str = "") -> Ite
 
 
 def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
-    model, other = _latents_and_data(model_trace), args[0].flip(0).flip(-1)
+    model = _latents_and_data(model_trace)
+    if "x" not in model or model["x"]["fn"].shape() != args[0].shape:
+        return  # reported by _pairing or _densities
+    other = model["x"]["fn"].sample().to(args[0].dtype)  # other data, which the likelihood admits
     try:
         again = _latents_and_data(replay(structure.model, model_trace, other, *args[1:]))
     except Exception as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .evaluate.chunks import check_rows, chunked_ledgers
+from .evaluate.chunks import check_rows
+from .traces import evaluating, ledger
 
 
 def to_inference_data(structure: nn.Module, x: Tensor, num_samples: int = 100, *, y: Tensor | None = None):
@@ -15,16 +16,20 @@ def to_inference_data(structure: nn.Module, x: Tensor, num_samples: int = 100, *
     `log_weight` = log p(x, z) - log q(z|x); `log_likelihood` holds log p(x|z); `observed_data` x.
     Densities are nats, `[1, num_samples, N]`.
 
+    Raises:
+        ValueError: a site is global, or enumerated.
+
     Returns:
         `arviz.InferenceData`, or, from ArviZ 1.0 on, an `xarray.DataTree`.
     """
     import arviz
 
-    x = check_rows(structure, x)
-    parts = list(chunked_ledgers(structure, x, y, num_samples, memory=2**62))
-    if len(parts) != 1 or parts[0][2].global_sites:
-        raise ValueError("only structures whose every site lies in the data plate can be converted")
-    sites = parts[0][2]
+    x, y = check_rows(structure, x, y)
+    with evaluating(structure):
+        args = (x,) if y is None else (x, y)
+        sites = ledger(structure.model, structure.guide, *args, num_particles=num_samples)
+    if odd := [n for n, s in sites.items() if not s.is_local or s.is_enumerated]:
+        raise ValueError(f"site(s) {', '.join(map(repr, odd))}: neither global nor enumerated sites can be converted")
     groups = {
         "posterior": {name: _chain(site.value) for name, site in sites.latents.items()},
         "log_likelihood": {"x": _chain(sites["x"].log_p)},

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .annealing import Schedule, anneal, subsample
 from .callbacks import Callback
-from .checkpoint import load_weights, rng_state, save_checkpoint, set_rng_state
+from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
 from .data import Dataset
 from .objectives import backward
 from .results import EpochMetrics, read_metrics
@@ -70,6 +70,7 @@ class Loop:
             vectorized = self.estimator.vectorize_particles and self.estimator.num_particles > 1
             self.estimator.max_plate_nesting = 1 + vectorized
         self.optimizer = optimizer
+        self.settings = _settings(data, optimizer, batch_size)
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
@@ -91,7 +92,6 @@ class Loop:
                 callback.on_start(self.epoch, epochs, self.data.num_batches(self.batch_size))
                 stack.callback(callback.on_end)
             stop = stack.enter_context(_interrupt_at_step_end(self.out is not None))
-            stack.enter_context(pyro.validation_enabled(False))
             self.structure.train()
             while self.epoch < epochs:
                 self._epoch(callbacks, stop)
@@ -107,7 +107,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "rng": rng_state(self.device),
-            "batch_size": self.batch_size,
+            "settings": self.settings,
         }
         save_checkpoint(self.out / CHECKPOINT, state)
         self.saved_step = self.step
@@ -115,12 +115,9 @@ class Loop:
     def restore(self) -> None:
         """Go back to the checkpoint in `out`."""
         path = self.out / CHECKPOINT
-        state = load_weights(self.structure, path)
-        if state["batch"] and state["batch_size"] != self.batch_size:
-            raise ValueError(
-                f"{path} stopped within an epoch of batches of {state['batch_size']}, and batch_size is "
-                f"{self.batch_size}; finish that epoch with the former size"
-            )
+        state = load_checkpoint(path, self.device)
+        self._check_unchanged(state["settings"], path, within_epoch=state["batch"] > 0)
+        put_weights(self.structure, state, path)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -129,6 +126,18 @@ class Loop:
         self.history = [m for m in read_metrics(self.out / METRICS) if m.epoch <= self.epoch]
         self.saved_step = self.step
         set_rng_state(state["rng"], self.device)
+
+    def _check_unchanged(self, saved: dict, path: Path, within_epoch: bool) -> None:
+        """Refuse to go on with other data or another optimiser; within an epoch, with other batches."""
+        names = [n for n in self.settings if within_epoch or n != "batch_size"]
+        changed = [
+            f"{n} was {saved.get(n)!r} and is {self.settings[n]!r}" for n in names if saved.get(n) != self.settings[n]
+        ]
+        if changed:
+            raise ValueError(
+                f"{path} cannot be resumed with other settings: {'; '.join(changed)}. Give the former ones, or start a "
+                "new run from its weights (load_weights)"
+            )
 
     # ------------------------------------------------------------------ one epoch, one step
 
@@ -153,6 +162,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         n, batch = len(self.data.x_train), len(args[0])
         with ExitStack() as handlers:
+            handlers.enter_context(pyro.validation_enabled(False))
             handlers.enter_context(anneal(beta=self._beta()))
             if self.has_global_sites:  # their log-density counts once, that of the rows N/B times
                 handlers.enter_context(subsample(n))
@@ -164,13 +174,14 @@ class Loop:
         self.total += loss * batch
 
     def _clip(self) -> float:
-        """Clip the gradient; its norm before, where `clip_norm` asks for it."""
-        norm = 0.0
+        """Clip the gradient; its norm before."""
+        parameters = list(self.structure.parameters())
+        norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         if self.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.structure.parameters(), self.clip_norm).item()
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         if self.clip_value is not None:
-            nn.utils.clip_grad_value_(self.structure.parameters(), self.clip_value)
-        return norm
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        return norm.item()
 
     def _beta(self) -> dict[str, float]:
         return {name: schedule(self.step, self.epoch) for name, schedule in self.schedules.items()}
@@ -193,8 +204,8 @@ class Loop:
             step=self.step,
             seconds=self.seconds,
             objective=-self.total.item() / self.rows,
-            train_elbo=_mean(train.local_log_weight()),
-            test_elbo=_mean(test.local_log_weight()),
+            train_elbo=self._elbo(train),
+            test_elbo=self._elbo(test),
             kl={name: _mean(share) for name, share in test.kl_shares().items()},
             beta=beta,
             lr=lr,
@@ -203,6 +214,11 @@ class Loop:
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)
         return metrics
+
+    def _elbo(self, sites: Ledger) -> float:
+        """Per datum; what global sites cost is shared by all N training rows."""
+        shared = float(sites.global_log_weight()) / len(self.data.x_train)
+        return _mean(sites.local_log_weight()) + shared
 
     def _monitor(self, x: Tensor, y: Tensor | None) -> Ledger:
         with evaluating(self.structure), fixed_noise(self.device):
@@ -222,6 +238,14 @@ class Loop:
             f"{self.epoch + 1}); {where}. Last good checkpoint: {good}. Lower the learning rate, set clip_norm, or "
             "raise min_variance"
         )
+
+
+def _settings(data: Dataset, optimizer: Optimizer, batch_size: int) -> dict:
+    """What a resumed run must have in common with the one that was stopped."""
+    plain = (bool, int, float, str, tuple)
+    options = {k: v for k, v in optimizer.defaults.items() if isinstance(v, plain)}
+    rows = {"rows": len(data.x_train), "x_dim": data.x_dim}
+    return {**rows, "batch_size": batch_size, "optimizer": type(optimizer).__name__, **options}
 
 
 @contextmanager

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .data import Dataset
-from .evaluate import Activity, interpolate, manifold, posterior_activity, posterior_samples, reconstruct, sample_prior
+from .evaluate import (
+    Activity,
+    interpolate,
+    manifold,
+    planar_layer,
+    posterior_activity,
+    posterior_samples,
+    reconstruct,
+    sample_prior,
+)
 from .evaluate.latents import ACTIVE
 from .results import EpochMetrics
 
@@ -65,10 +74,10 @@ def reconstructions(structure: nn.Module, x: Tensor, shape: tuple[int, int], y: 
     return image_grid(pairs, shape, len(x), "data, and E[x | z] with z from q(z | x)")
 
 
-def interpolations(structure: nn.Module, x: Tensor, shape: tuple[int, int], y: Tensor | None = None) -> Figure:
+def interpolations(structure: nn.Module, x: Tensor, shape: tuple[int, int]) -> Figure:
     """Rows of E[x | z] between neighbours of `x` `[N, D]`."""
     steps = 10
-    path = interpolate(structure, x[:-1], x[1:], steps, y=None if y is None else y[:-1])
+    path = interpolate(structure, x[:-1], x[1:], steps)
     return image_grid(path.flatten(0, 1), shape, steps, "between two codes")
 
 
@@ -76,7 +85,7 @@ def pca(codes: dict[str, Tensor], labels: Tensor | None = None) -> Figure:
     """First two principal components of each layer's codes `[N, z_i]`, coloured by class."""
     figure = Figure(figsize=(2.6 * len(codes) + 0.6 * (labels is not None), 2.8), layout="constrained")
     for ax, (name, z) in zip(figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True):
-        z = z.detach().cpu().flatten(1).double()
+        z = z.detach().cpu().reshape(len(z), -1).double()
         z = z - z.mean(0)
         directions = torch.linalg.svd(z, full_matrices=False).Vh[:2]
         points = torch.nn.functional.pad(z @ directions.T, (0, 2 - len(directions)))
@@ -116,8 +125,6 @@ def draw(
     figures |= {"active_units": active_units(activity), "pca": pca(posterior_samples(structure, x, y=y), labels)}
     if len(data.shape) == 2:
         figures |= _pictures(structure, data, y)
-        if next(reversed(activity.values())).mean.shape[1] == 2 and y is None:
-            figures["manifold"] = latent_manifold(structure, x, data.shape)
     return figures
 
 
@@ -140,17 +147,19 @@ def save_array(path: Path, x: Tensor) -> None:
 
 def _pictures(structure: nn.Module, data: Dataset, y: Tensor | None) -> dict[str, Figure]:
     x, count = data.x_test, min(64, len(data.x_test))
-    drawn = None if y is None else y[:count]
-    samples = sample_prior(structure, count, x, y=drawn)
+    if y is not None:
+        y = y[:count]
+    samples = sample_prior(structure, count, x, y=y)
     first = slice(0, min(10, len(x)))
-    ends = slice(0, min(6, len(x)))
-    pictures = {
+    figures = {
         "samples": image_grid(samples, data.shape, 8, "E[x | z] with z from the prior"),
         "reconstructions": reconstructions(structure, x[first], data.shape, None if y is None else y[first]),
     }
-    if len(x) > 1:
-        pictures["interpolations"] = interpolations(structure, x[ends], data.shape, None if y is None else y[ends])
-    return pictures
+    if y is None and len(x) > 1:
+        figures["interpolations"] = interpolations(structure, x[:6], data.shape)
+    if y is None and planar_layer(structure, x) is not None:
+        figures["manifold"] = latent_manifold(structure, x, data.shape)
+    return figures
 
 
 def _axes(xlabel: str, ylabel: str, title: str):

@@ -48,7 +48,7 @@ class Summary:
         num_parameters: trainable scalars.
         train_elbo, test_elbo: ELBO at beta = 1, in evaluation mode.
         test_log_likelihood: importance-sampled log p(x), mean over `num_images` test rows.
-        test_log_likelihood_stderr: standard error of that mean over the rows.
+        test_log_likelihood_stderr: standard error of that mean over the rows; `None` for a single one.
         num_samples: importance samples a row.
         num_images: how many test rows the log-likelihood used.
         kl_per_layer: {site: KL contribution} on the test rows; they sum to the whole KL.
@@ -66,7 +66,7 @@ class Summary:
     train_elbo: float
     test_elbo: float
     test_log_likelihood: float
-    test_log_likelihood_stderr: float
+    test_log_likelihood_stderr: float | None
     num_samples: int
     num_images: int
     kl_per_layer: dict[str, float]
@@ -75,7 +75,8 @@ class Summary:
 
     def rows(self) -> list[tuple[str, str]]:
         """The table of results, as (label, value)."""
-        log_p = f"{self.test_log_likelihood:.2f} ± {self.test_log_likelihood_stderr:.2f} nats"
+        error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
+        log_p = f"{self.test_log_likelihood:.2f}{error} nats"
         return [
             ("structure", f"{self.structure} ({self.num_parameters:,} parameters)"),
             ("data", self.data),
@@ -92,7 +93,7 @@ class Summary:
 def write_json(path: Path, value) -> None:
     """Write a dataclass or dict as JSON, atomically."""
     value = value if isinstance(value, dict) else asdict(value)
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

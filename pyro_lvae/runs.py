@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import torch
 from torch import nn
 
 from . import plots
+from .callbacks import Callback
 from .checkpoint import load_weights
 from .data import Dataset
 from .evaluate import summarize
 from .loop import CHECKPOINT, METRICS
-from .report import write_report
-from .results import EpochMetrics, Summary, read_metrics, read_summary, write_json
+from .report import CAPTIONS, write_report
+from .results import EpochMetrics, Summary, read_metrics, read_summary, write_json, write_text
 
 CONFIG, SUMMARY, FIGURES, REPORT, BOARD = "config.yaml", "summary.json", "figures", "report.html", "tensorboard"
 
@@ -60,8 +60,8 @@ class Run:
 
     def load(self) -> Run:
         """The same run, with the weights of its checkpoint and the metrics of its file."""
-        load_weights(self.structure, self.folder / CHECKPOINT)
-        self.history[:] = read_metrics(self.folder / METRICS)
+        epoch = load_weights(self.structure, self.folder / CHECKPOINT)["epoch"]
+        self.history[:] = [m for m in read_metrics(self.folder / METRICS) if m.epoch <= epoch]
         return self
 
     @property
@@ -72,39 +72,63 @@ class Run:
 
 
 def claim_folder(out: str | Path | None, stem: str, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """The folder of a new run, or of the one to go on with; an existing one is overwritten only when asked.
+    """Make the folder of a new run, or name that of an old one, in which nothing is touched yet.
 
     Args:
         out: the folder; `None` takes the first free one of runs/STEM-1, runs/STEM-2 ...
 
     Raises:
-        FileExistsError: it holds a run already, and neither `resume` nor `overwrite` was asked for.
-        ValueError: both were, or there is nothing to resume.
+        FileExistsError: it holds something already, and neither `resume` nor `overwrite` was asked for; or
+            it was, and there is no run in it.
+        ValueError: both were asked for, or no folder was named.
     """
-    if resume and (overwrite or out is None):
-        raise ValueError("resume goes on with the run in a folder that is named: give out, and not overwrite")
+    if (resume or overwrite) and (out is None or resume is overwrite):
+        raise ValueError("to go on with a run, or else to replace it, name its folder: give out with one of the two")
     if out is None:
-        numbers = (Path("runs", f"{stem}-{i}") for i in range(1, 10**6))
-        return next(folder for folder in numbers if not folder.exists())
+        return _first_free(stem)
     folder = Path(out)
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file; name a folder for the run")
-    if overwrite:
-        _remove_run(folder)
-    elif not resume and folder.exists() and any(folder.iterdir()):
+    is_used = folder.exists() and any(folder.iterdir())
+    if overwrite and is_used and not any((folder / name).exists() for name in (CONFIG, CHECKPOINT)):
+        raise FileExistsError(f"{folder} holds files, but no run that could be replaced; name another folder")
+    if is_used and not (resume or overwrite):
         raise FileExistsError(
             f"{folder} is not empty; name another folder, or ask to go on with the run in it (--resume) or to "
             "replace it (--overwrite)"
         )
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _remove_run(folder: Path) -> None:
-    """Remove what a run writes, and nothing else that may lie in the folder."""
-    for name in (CONFIG, SUMMARY, REPORT, CHECKPOINT, METRICS):
-        (folder / name).unlink(missing_ok=True)
-    for name in (FIGURES, BOARD):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def _first_free(stem: str) -> Path:
+    for number in range(1, 10**6):
+        folder = Path("runs", f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"runs/{stem}-1 and a million more exist; name a folder with out")
+
+
+class RunFiles(Callback):
+    """When training starts, and every input has been checked: keeps the configuration, and removes an old run's results.
+
+    Nothing but what a run itself writes is removed.
+    """
+
+    def __init__(self, folder: Path, config: str):
+        self.folder, self.config = folder, config
+
+    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        figures = [self.folder / FIGURES / f"{name}.png" for name in CAPTIONS]
+        for path in (self.folder / SUMMARY, self.folder / REPORT, *figures):
+            path.unlink(missing_ok=True)
+        if epoch == 0:
+            for path in (self.folder / BOARD).glob("events.out.tfevents.*"):
+                path.unlink()
+        write_text(self.folder / CONFIG, self.config)
 
 
 def auto_device(device: str | None) -> torch.device:

@@ -107,13 +107,14 @@ class Ledger(dict[str, Site]):
 
     @property
     def global_sites(self) -> dict[str, Site]:
-        """The sites outside the data plate that carry probability."""
-        return {n: s for n, s in self.items() if not s.is_local and not (s.is_observed and _is_constant(s))}
+        """The sites outside the data plate."""
+        return {name: site for name, site in self.items() if not site.is_local}
 
     def local_log_weight(self) -> Tensor:
         """Sum over local sites of beta (log p - log q), nats: `[K, B]` with particles, else `[B]`.
 
-        Enumerated sites are summed out: log sum_c p(c) p(x, z | c) / q(z | x).
+        Enumerated sites are summed out: log sum_c p(c) p(x, z | c) / q(z | x). With beta on c, p(c)^beta
+        stands in that sum; the entropy of p(c | x, z) is then not annealed with it.
         """
         joint = self._joint()
         return joint.flatten(0, -1 - self.batch_dims).logsumexp(0) if self._is_enumerated else joint
@@ -192,12 +193,13 @@ def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None, num_pa
 
 
 def generate(structure: nn.Module, x: Tensor, latents: dict[str, Tensor], y: Tensor | None = None, *, mean=False):
-    """Run the model with `latents` fixed and nothing observed: {site name: (distribution, value)}.
+    """Run the model with `latents` fixed and x not observed: {site name: (distribution, value)}.
 
-    `x` gives the length, dtype and device alone. With `mean`, the remaining sites take their means
+    `x` gives the length, dtype and device alone; labels `y`, where they are a site, stay observed. With `mean`, the remaining sites take their means
     in place of draws.
     """
-    model = poutine.condition(poutine.uncondition(structure.model), data=latents)
+    fixed = latents if y is None else {**latents, "y": y}
+    model = poutine.condition(poutine.uncondition(structure.model), data=fixed)
     model = MeanMessenger()(model) if mean else model
     sites = _sample_sites(run(model, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
@@ -219,9 +221,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def fixed_noise(device: torch.device, seed: int = 0) -> Iterator[None]:
     """Draws inside come from `seed`; the caller's random state is untouched."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with forked_noise(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def forked_noise(device: torch.device) -> Iterator[None]:
+    """Draws inside leave the caller's random state untouched."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
@@ -230,12 +241,9 @@ def _args(x: Tensor, y: Tensor | None) -> tuple:
 
 
 def _sample_sites(trace) -> dict[str, dict]:
-    trace = prune_subsample_sites(trace)
-    return {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
-
-
-def _is_constant(site: Site) -> bool:
-    return bool((site.log_p == 0).all())
+    """The sites that carry probability: `pyro.deterministic` and the plates' own are left out."""
+    nodes = prune_subsample_sites(trace).nodes
+    return {n: s for n, s in nodes.items() if s["type"] == "sample" and not s["infer"].get("_deterministic")}
 
 
 def _log_prob(site: dict | None) -> Tensor | None:

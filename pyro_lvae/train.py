@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -63,6 +63,7 @@ def fit(
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     checkpoint_every: int = 1,
     callbacks: Sequence[Callback] | None = None,
 ) -> list[EpochMetrics]:
@@ -87,7 +88,9 @@ def fit(
         monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
         device: where to train; the structure's own device if left out.
         out: run folder for `checkpoint.pt` and `metrics.jsonl`; without it nothing is written.
-        resume: go on from the checkpoint in `out`.
+        resume: go on from the checkpoint in `out`, with the same data and optimiser; `epochs`, `beta`,
+            `estimator` and (between epochs) `batch_size` may be new.
+        overwrite: replace the checkpoint and metrics in `out`, once every input has been checked.
         checkpoint_every: epochs between checkpoints.
         callbacks: watchers; a progress bar if left out, none with `()`.
 
@@ -97,19 +100,20 @@ def fit(
     Raises:
         ContractError: the structure breaks a rule.
         ValueError: the estimator would be wrong on it, or an argument is out of range.
-        FileExistsError: `out` holds a run, and `resume` was not asked for.
+        FileExistsError: `out` holds a run, and neither `resume` nor `overwrite` was asked for.
         CheckpointError: there is nothing to resume, or it does not fit.
         NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
     """
-    device = torch.device(device) if device is not None else next(structure.parameters()).device
     out = None if out is None else Path(out)
     _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, supervised)
-    _check_folder(out, resume)
-    structure, data = structure.to(device), data.to(device)
+    _check_folder(out, resume, overwrite)
+    _check_batches(structure, data, batch_size)
+    structure, data = _on_one_device(structure, data, device)
     sites = _first_sites(structure, data, supervised)
     estimator = Trace_ELBO() if estimator is None else estimator
     check_supported(estimator, sites)
     schedules = _schedules(beta, sites)
+    _check_annealing(estimator, schedules, sites)
     _warn_if_unfinished(schedules, epochs, epochs * data.num_batches(batch_size))
     loop = Loop(
         structure,
@@ -139,15 +143,35 @@ def _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, s
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if not isinstance(data, Dataset):
         raise DataError(f"data is a {type(data).__name__}; expected a Dataset, from load(...) or Dataset(name, x, x)")
-    if supervised and data.y_train is None:
-        raise DataError(f"{data.name} has no labels, and supervised=True asks for them")
+    if supervised and (data.y_train is None or data.y_test is None):
+        raise DataError(f"{data.name} has no labels for both train and test, and supervised=True asks for them")
 
 
-def _check_folder(out: Path | None, resume: bool) -> None:
-    if resume and out is None:
-        raise ValueError("resume=True needs the run's folder: give out=")
-    if out is not None and not resume and ((out / CHECKPOINT).exists() or (out / METRICS).exists()):
-        raise FileExistsError(f"{out} already holds a run; give another folder, or resume=True to go on with it")
+def _check_batches(structure: nn.Module, data: Dataset, batch_size: int) -> None:
+    if min(batch_size, len(data.x_train)) > 1 or not isinstance(structure, nn.Module):
+        return
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in structure.modules()):
+        raise ValueError(
+            f"batches of one row (batch_size={batch_size}, {len(data.x_train)} rows) leave batch norm without a "
+            "variance; use larger batches or batch_norm=False"
+        )
+
+
+def _on_one_device(structure: nn.Module, data: Dataset, device: str | torch.device | None):
+    """Both on `device`, or where the structure is; what is no module is left for `check` to refuse."""
+    if not isinstance(structure, nn.Module):
+        return structure, data
+    device = next(structure.parameters(), data.x_train).device if device is None else torch.device(device)
+    return structure.to(device), data.to(device)
+
+
+def _check_folder(out: Path | None, resume: bool, overwrite: bool) -> None:
+    if resume and (out is None or overwrite):
+        raise ValueError("resume=True goes on with the run in a folder: give out=, and not overwrite")
+    if out is None or resume or overwrite:
+        return
+    if (out / CHECKPOINT).exists() or (out / METRICS).exists():
+        raise FileExistsError(f"{out} already holds a run; give another folder, resume=True or overwrite=True")
 
 
 def _first_sites(structure: nn.Module, data: Dataset, supervised: bool) -> Ledger:
@@ -166,6 +190,15 @@ def _schedules(beta: Beta, sites: Ledger) -> dict[str, Schedule]:
     if unknown := set(beta) - set(sites.latents):
         raise ValueError(f"beta names {sorted(unknown)}; the latent sites are {list(sites.latents)}")
     return {name: as_schedule(beta.get(name, 1.0)) for name in sites.latents}
+
+
+def _check_annealing(estimator: ELBO, schedules: dict[str, Schedule], sites: Ledger) -> None:
+    annealed = [name for name, schedule in schedules.items() if not schedule.start == schedule.stop == 1]
+    if annealed and isinstance(estimator, TraceEnum_ELBO) and any(s.is_enumerated for s in sites.values()):
+        raise ValueError(
+            f"TraceEnum_ELBO needs one scale on all sites that an enumerated one reaches, and beta anneals {annealed}; "
+            "use beta=1 (--beta 1), or IWAE(num_particles=1)"
+        )
 
 
 def _warn_if_unfinished(schedules: dict[str, Schedule], epochs: int, steps: int) -> None:

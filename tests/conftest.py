@@ -32,7 +32,9 @@ def _seeded():
     pyro.clear_param_store()
     torch.manual_seed(0)
     yield
-    assert len(pyro.get_param_store()) == 0 or not pyro.clear_param_store()
+    left = list(pyro.get_param_store())
+    pyro.clear_param_store()
+    assert not left, "the library leaves Pyro's parameter store empty"
 
 
 @pytest.fixture(params=STRUCTURES)

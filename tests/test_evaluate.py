@@ -20,7 +20,8 @@ from pyro_lvae import (
     summarize,
 )
 from pyro_lvae.conditionals import Normal
-from pyro_lvae.evaluate.chunks import bytes_per_draw, chunked_ledgers
+from pyro_lvae.evaluate.chunks import _MadeBytes, chunked_ledgers, cost_of
+from pyro_lvae.traces import evaluating, ledger
 
 
 def test_every_evaluation_works_on_every_structure(structure, x):
@@ -43,23 +44,33 @@ def test_more_samples_tighten_the_bound(x):
     assert coarse < fine
 
 
-def test_chunks_stay_under_the_memory_bound(x):
-    structure = STRUCTURES["LadderVAE"]()
-    each = bytes_per_draw(structure.eval(), x, None)
-    for memory in (1, 10 * each, 25 * each, 10**9):
-        counts = torch.zeros(7)
-        for rows, draws, sites in chunked_ledgers(structure, x, None, 20, memory):
-            size = (rows.stop - rows.start) * draws
-            assert size * each <= max(memory, each)
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("num_samples", [1, 20, 300])
+def test_chunks_stay_under_the_memory_bound(name, num_samples, x):
+    """Counted around every pass itself, from its start to the chunk it yields."""
+    structure = STRUCTURES[name]()
+    least = cost_of(structure.eval(), x, None)(1, 1)
+    for memory in (1, 3 * least, 40 * least, 10**9):
+        counts, chunks = torch.zeros(7), chunked_ledgers(structure, x, None, num_samples, memory)
+        counter = _MadeBytes()
+        next_chunk = next(chunks)  # the first includes measuring the cost
+        while next_chunk is not None:
+            rows, draws, sites = next_chunk
             assert sites.local_log_weight().shape == (draws, rows.stop - rows.start)
             counts[rows] += draws
-        assert counts.tolist() == [20] * 7
+            counter.bytes = 0
+            with counter:
+                next_chunk = next(chunks, None)
+            assert counter.bytes <= 1.1 * max(memory, least)
+        assert counts.tolist() == [num_samples] * 7
 
 
-def test_bytes_per_draw_is_an_upper_bound_on_the_memory_of_a_pass(x):
-    """The largest tensors of a draw: x's logits and hidden layers, in float32."""
-    each = bytes_per_draw(STRUCTURES["VAE"]().eval(), x, None)
-    assert 4 * (12 + 16 + 16 + 3) < each < 4 * 100 * (12 + 16 + 16 + 3)
+def test_the_cost_of_a_pass_is_linear_in_rows_and_draws():
+    structure, x = LadderVAE(784).eval(), torch.ones(8, 784)
+    cost = cost_of(structure, x, None)
+    with _MadeBytes() as made, evaluating(structure):
+        ledger(structure.model, structure.guide, x, num_particles=50)
+    assert cost(8, 50) == pytest.approx(made.bytes, rel=0.05)
 
 
 class Half(nn.Module):
@@ -134,7 +145,7 @@ def test_manifold_runs_through_the_inverse_normal_cdf(x):
         z = torch.stack(z)[None]
         torch.testing.assert_close(grid[row, column], vae.likelihood(vae.decoder(z)).mean[0])
     assert manifold(HierarchicalVAE(12, (3, 2), (8, 8)), x, size=4).shape == (4, 4, 12)
-    with pytest.raises(ValueError, match=r"'z1' has event shape \(3,\); a manifold needs \(2,\)"):
+    with pytest.raises(ValueError, match=r"a manifold needs a top layer N\(0, I\) of two dimensions"):
         manifold(VAE(12, 3, 16), x)
 
 

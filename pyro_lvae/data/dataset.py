@@ -45,12 +45,13 @@ class Dataset:
         for name, y, x in (("y_train", self.y_train, self.x_train), ("y_test", self.y_test, self.x_test)):
             if y is not None and len(y) != len(x):
                 raise DataError(f"{self.name}: {name} has {len(y)} labels for {len(x)} rows; give one a row")
-        if self.binarize and not ((self.x_train >= 0) & (self.x_train <= 1)).all():
-            low, high = self.x_train.min().item(), self.x_train.max().item()
-            raise DataError(
-                f"{self.name}: binarisation draws Bernoulli(x) and x_train runs from {low:g} to {high:g}; "
-                "scale it to [0, 1], or use binarize=False"
-            )
+        if self.binarize:
+            self._check_binary()
+
+    def _check_binary(self) -> None:
+        _check_grey(self.x_train)
+        if not ((self.x_test == 0) | (self.x_test == 1)).all():
+            raise DataError(f"{self.name}: with binarize, x_test must hold 0 and 1 alone; draw it once beforehand")
 
     @property
     def x_dim(self) -> int:
@@ -95,7 +96,17 @@ class Dataset:
 
 def binarized(x: Tensor) -> Tensor:
     """One draw of Bernoulli(x) from a fixed seed, the same on every device."""
+    _check_grey(x)
     return torch.bernoulli(x.cpu(), generator=torch.Generator().manual_seed(TEST_SEED)).to(x.device)
+
+
+def _check_grey(x: Tensor) -> None:
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high > 1:
+        raise DataError(
+            f"binarisation draws Bernoulli(x), and x runs from {low:g} to {high:g}; scale it to [0, 1], or use "
+            "binarize=False"
+        )
 
 
 def _check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> None:

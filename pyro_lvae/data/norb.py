@@ -8,6 +8,7 @@ values, last dim fastest.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,12 +37,14 @@ def norb_arrays(roots: list[Path], find: Callable[..., Path]) -> dict[str, np.nd
 
 def read_mat(path: Path) -> np.ndarray:
     """One array of a NORB .mat file, plain or gzipped; raises `DataError` where it is damaged."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    header = np.frombuffer(raw[:8], "<i4")
-    dtype = DTYPES.get(int(header[0])) if len(header) == 2 else None
-    if dtype is None:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}); download it again") from error
+    magic, ndim = np.frombuffer(raw[:8].ljust(8, b"\0"), "<i4").tolist()
+    dtype, stored = DTYPES.get(magic), max(3, ndim)
+    if dtype is None or not 1 <= ndim <= 8 or len(raw) < 8 + 4 * stored:
         raise DataError(f"{path} does not begin like a NORB .mat file; download it again")
-    ndim, stored = int(header[1]), max(3, int(header[1]))
     shape = tuple(np.frombuffer(raw[8 : 8 + 4 * stored], "<i4")[:ndim].tolist())
     values, expected = raw[8 + 4 * stored :], int(np.prod(shape)) * dtype.itemsize
     if len(values) != expected:

@@ -55,21 +55,29 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], binarize: bool) -> Datase
             shapes = {k: arrays[k].shape for k in ("x_train", "x_test")}
             raise DataError(f"{name}: {shapes}; expected [N, ...] and [M, ...] with the same dims after the first")
     shape = _image_shape(arrays["x_train"].shape[1:])
-    tensors = {k: _rows(f"{name}: {k}", v) if k[0] == "x" else torch.from_numpy(v) for k, v in arrays.items()}
-    data = Dataset(name, **tensors, shape=shape, binarize=binarize)
-    return replace(data, x_test=binarized(data.x_test)) if binarize else data
+    in_bytes = all(arrays[k].dtype == np.uint8 for k in ("x_train", "x_test"))
+    scale = 255 if in_bytes and max(arrays[k].max(initial=0) for k in ("x_train", "x_test")) > 1 else 1
+    rows = {k: _rows(f"{name}: {k}", v, scale) for k, v in arrays.items() if k[0] == "x"}
+    labels = {k: _labels(f"{name}: {k}", v) for k, v in arrays.items() if k[0] == "y"}
+    data = Dataset(name, **rows, **labels, shape=shape)
+    return replace(data, x_test=binarized(data.x_test), binarize=True) if binarize else data
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(s for s in shape if s != 1) or (1,)
 
 
-def _rows(name: str, x: np.ndarray) -> torch.Tensor:
+def _rows(name: str, x: np.ndarray, scale: float) -> torch.Tensor:
     """Float32 rows; bytes that are not just 0 and 1 are grey values, scaled to [0, 1]."""
     if x.dtype.kind not in "fiub":
         raise DataError(f"{name} has dtype {x.dtype}; expected numbers")
-    scale = 255.0 if x.dtype == np.uint8 and x.size and x.max() > 1 else 1.0
     return torch.from_numpy(np.array(x.reshape(len(x), math.prod(x.shape[1:])), dtype=np.float32)).div_(scale)
+
+
+def _labels(name: str, y: np.ndarray) -> torch.Tensor:
+    if y.dtype.kind not in "fiub":
+        raise DataError(f"{name} has dtype {y.dtype}; number the classes")
+    return torch.from_numpy(y.astype(np.int64) if y.dtype.kind in "iu" else y)
 
 
 def _split(x: np.ndarray, num_test: int, y: np.ndarray | None = None) -> dict[str, np.ndarray]:

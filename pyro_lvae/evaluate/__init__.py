@@ -1,8 +1,8 @@
 """Evaluation of any structure, from its traces."""
 
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
-from .likelihood import elbo, log_likelihood
-from .samples import interpolate, manifold, reconstruct, sample_prior
+from .likelihood import elbo, log_likelihood, refuse_global_sites
+from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior
 from .summary import summarize
 
 __all__ = [
@@ -14,9 +14,11 @@ __all__ = [
     "kl_per_layer",
     "log_likelihood",
     "manifold",
+    "planar_layer",
     "posterior_activity",
     "posterior_samples",
     "reconstruct",
+    "refuse_global_sites",
     "sample_prior",
     "summarize",
 ]

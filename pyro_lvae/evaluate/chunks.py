@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ..traces import Ledger, evaluating, ledger
+from ..traces import Ledger, evaluating, forked_noise, ledger
 
-MEMORY = 2**29  # bytes; see `chunked_ledgers`
+MEMORY = 2**28  # bytes; see `chunked_ledgers`
 
 
-class _OutputBytes(TorchDispatchMode):
-    """Adds up the bytes of every tensor that operations make."""
+class _MadeBytes(TorchDispatchMode):
+    """Adds up the bytes of every tensor that operations make; views of their inputs are not made."""
 
     def __init__(self):
         super().__init__()
@@ -22,32 +23,63 @@ class _OutputBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = out if isinstance(out, (tuple, list)) else (out,)
-        self.bytes += sum(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
+        given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        self.bytes += sum(t.numel() * t.element_size() for t in made if _memory(t) not in given)
         return out
 
 
-def bytes_per_draw(structure: nn.Module, x: Tensor, y: Tensor | None) -> int:
-    """Bytes that one draw for one row makes, as if nothing were freed on the way: an upper bound."""
-    draws = 8
-    with _OutputBytes() as made, torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        ledger(structure.model, structure.guide, *args_of(x[:1], y, slice(0, 1)), num_particles=draws)
-    return -(-made.bytes // draws)
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes made by a pass over B rows with K draws each: fixed + row B + draw B K.
+
+    Counted as if nothing were freed on the way, so a bound on the memory of the pass.
+    """
+
+    fixed: int
+    row: int
+    draw: int
+
+    def __call__(self, rows: int, draws: int) -> int:
+        return self.fixed + self.row * rows + self.draw * rows * draws
+
+    def chunk(self, num_samples: int, memory: int) -> tuple[int, int]:
+        """The rows and draws of a chunk of at most `memory` bytes, or of one row and one draw."""
+        if self(1, num_samples) <= memory:
+            return (memory - self.fixed) // (self.row + self.draw * num_samples), num_samples
+        return 1, max(1, (memory - self.fixed - self.row) // self.draw)
+
+
+def cost_of(structure: nn.Module, x: Tensor, y: Tensor | None) -> Cost:
+    """Measured on two rows, by three passes."""
+    two = x[:1].expand(2, -1), None if y is None else y[:1].expand(2, *y.shape[1:])
+
+    def made(rows: int, draws: int) -> int:
+        with _MadeBytes() as counter, forked_noise(x.device):
+            ledger(structure.model, structure.guide, *args_of(*two, slice(0, rows)), num_particles=draws)
+        return counter.bytes
+
+    base = made(1, 1)
+    draw = max(1, (made(1, 9) - base) // 8)
+    row = max(1, made(2, 1) - base - draw)
+    return Cost(max(0, base - row - draw), row, draw)
 
 
 def chunked_ledgers(
     structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: int, memory: int = MEMORY
 ) -> Iterator[tuple[slice, int, Ledger]]:
-    """`num_samples` draws for every row of `x`, as `(rows, draws, ledger)` of at most `memory` bytes each.
+    """`num_samples` draws for every row of `x`, as `(rows, draws, ledger)` of about `memory` bytes at most.
 
     Evaluation mode, no gradients. The chunks of a row follow each other.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
     with evaluating(structure):
-        pairs = max(1, memory // bytes_per_draw(structure, x, y))
-        draws = min(num_samples, pairs)
-        rows_at_once = max(1, pairs // draws)
+        rows_at_once, draws = cost_of(structure, x, y).chunk(num_samples, memory)
         for start in range(0, len(x), rows_at_once):
             rows = slice(start, min(start + rows_at_once, len(x)))
             for done in range(0, num_samples, draws):
@@ -61,10 +93,14 @@ def args_of(x: Tensor, y: Tensor | None, rows: slice) -> tuple:
     return (x[rows],) if y is None else (x[rows], y[rows])
 
 
-def check_rows(structure: nn.Module, x: Tensor) -> Tensor:
-    """`x` as `[N, D]` on the structure's device, or a `ValueError`."""
+def check_rows(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """`x` as `[N, D]` in the structure's dtype and on its device, and `y` there; or a `ValueError`."""
     if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0:
         what = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(f"x is {what}; expected a tensor [N, D] with N >= 1; flatten images to rows")
-    parameter = next(structure.parameters(), x)
-    return x.to(device=parameter.device)
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"y has {len(y)} labels for {len(x)} rows; give one a row")
+    like = next((p for p in structure.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return x if x.is_floating_point() else x.float(), y
+    return x.to(like), None if y is None else y.to(like.device)

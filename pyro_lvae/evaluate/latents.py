@@ -24,7 +24,7 @@ def kl_per_layer(
     Returns:
         {site: nats}, the layer nearest the data first.
     """
-    x = check_rows(structure, x)
+    x, y = check_rows(structure, x, y)
     totals: dict[str, float] = {}
     for _, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
         for name, share in sites.kl_shares().items():
@@ -63,12 +63,13 @@ def posterior_activity(
     Returns:
         {site: Activity}, the layer nearest the data first.
     """
-    x = check_rows(structure, x)
+    x, y = check_rows(structure, x, y)
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
         for name, site in _layers(sites).items():
-            means = _conditional_mean(site).flatten(2)
+            means = _conditional_mean(site)
+            means = means.reshape(*means.shape[:2], -1)
             if name not in sums:
                 sums[name], squares[name] = (means.new_zeros(len(x), means.shape[2], dtype=torch.double) for _ in "sq")
             sums[name][rows] += means.double().sum(0)
@@ -90,7 +91,7 @@ def encode(structure: nn.Module, x: Tensor, num_samples: int = 100, **options) -
 
 def posterior_samples(structure: nn.Module, x: Tensor, *, y: Tensor | None = None) -> dict[str, Tensor]:
     """One draw of every layer from q(z | x): {site: `[N, z_i]`}, the layer nearest the data first."""
-    x = check_rows(structure, x)
+    x, y = check_rows(structure, x, y)
     with evaluating(structure):
         sites = guide_sites(structure, x, y)
     return {name: sites[name][1] for name in sorted(sites, key=_depth)}
@@ -103,9 +104,10 @@ def _layers(sites: Ledger) -> dict[str, Site]:
 def _conditional_mean(site: Site) -> Tensor:
     """E[z_i | the draws of the other layers], `[K, B, ...]`; the draw itself where q has no mean."""
     try:
-        return site.q.mean.expand(site.value.shape)
+        mean = site.q.mean.expand(site.value.shape)
     except NotImplementedError:
         return site.value
+    return mean if torch.isfinite(mean).all() else site.value  # a Categorical's mean is NaN
 
 
 def _activity(total: Tensor, squares: Tensor, num_samples: int) -> Activity:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..traces import Ledger
 from .chunks import MEMORY, check_rows, chunked_ledgers
 
 
@@ -30,10 +31,10 @@ def log_likelihood(
     Returns:
         Nats, `[N]`.
     """
-    x = check_rows(structure, x)
+    x, y = check_rows(structure, x, y)
     out = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
     for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
-        _refuse_global(sites)
+        refuse_global_sites(sites)
         out[rows] = torch.logaddexp(out[rows], sites.local_log_weight().logsumexp(0))
     return out - math.log(num_samples)
 
@@ -42,15 +43,16 @@ def elbo(
     structure: nn.Module, x: Tensor, num_samples: int = 1, *, y: Tensor | None = None, memory: int = MEMORY
 ) -> Tensor:
     """The evidence lower bound of each datum at beta = 1, by `num_samples` draws: nats, `[N]`."""
-    x = check_rows(structure, x)
+    x, y = check_rows(structure, x, y)
     out = x.new_zeros(len(x))
     for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
-        _refuse_global(sites)
+        refuse_global_sites(sites)
         out[rows] += sites.local_log_weight().sum(0) / num_samples
     return out
 
 
-def _refuse_global(sites) -> None:
+def refuse_global_sites(sites: Ledger) -> None:
+    """Raise `ValueError` where log p(x) of one datum is no number of its own."""
     if sites.global_sites:
         raise ValueError(
             f"site(s) {', '.join(map(repr, sites.global_sites))} lie outside the data plate: p(x) of one datum then "

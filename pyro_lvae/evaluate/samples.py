@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..traces import evaluating, generate, guide_sites
+from ..traces import evaluating, forked_noise, generate, guide_sites
 from .chunks import check_rows
 
 
@@ -16,15 +16,15 @@ def sample_prior(structure: nn.Module, num_samples: int, like: Tensor, *, y: Ten
         like: any data `[N, D]` of the model's kind; the model reads its length, dtype and device.
         y: labels `[num_samples, ...]` for models that are conditional on them.
     """
-    like = check_rows(structure, like)
-    x = like[:1].expand(num_samples, -1)
+    like, _ = check_rows(structure, like)
+    x, y = check_rows(structure, like[:1].expand(num_samples, -1), y)
     with evaluating(structure):
         return generate(structure, x, {}, y)["x"][0].mean
 
 
 def reconstruct(structure: nn.Module, x: Tensor, *, y: Tensor | None = None) -> Tensor:
     """E[x | z] for one draw z ~ q(z|x): `[N, D]`."""
-    x = check_rows(structure, x)
+    x, y = check_rows(structure, x, y)
     with evaluating(structure):
         latents = {name: value for name, (_, value) in guide_sites(structure, x, y).items()}
         return generate(structure, x, latents, y)["x"][0].mean
@@ -37,12 +37,13 @@ def interpolate(
 
     Args:
         start, stop: data `[N, D]`.
+        y: labels `[N, ...]` of both ends, for models that are conditional on them.
         steps: points on each line, its ends included.
 
     Returns:
         `[N, steps, D]`.
     """
-    start, stop = check_rows(structure, start), check_rows(structure, stop)
+    (start, y), (stop, _) = check_rows(structure, start, y), check_rows(structure, stop)
     if start.shape != stop.shape or steps < 2:
         raise ValueError(
             f"start {tuple(start.shape)} and stop {tuple(stop.shape)} must have the same shape, and steps={steps} "
@@ -53,37 +54,36 @@ def interpolate(
         return torch.stack([_between(structure, start, ends, t, y) for t in torch.linspace(0, 1, steps).tolist()], 1)
 
 
-def manifold(structure: nn.Module, like: Tensor, size: int = 20, *, y: Tensor | None = None) -> Tensor:
-    """E[x | z] on a grid over the one 2-D latent, the unit square through the inverse normal CDF.
+def manifold(structure: nn.Module, like: Tensor, size: int = 20) -> Tensor:
+    """E[x | z] on a grid over a 2-D top layer, the unit square through the inverse normal CDF.
 
-    (Kingma & Welling 2014, appendix A.) Layers below the 2-D one take their conditional means.
+    (Kingma & Welling 2014, appendix A.) Layers below take their conditional means.
 
     Returns:
         `[size, size, D]`, rows from the top of the picture down.
 
     Raises:
-        ValueError: no layer, or more than one, that is two-dimensional with a prior of its own.
+        ValueError: the top layer is no two-dimensional standard normal.
     """
-    like = check_rows(structure, like)
+    like, _ = check_rows(structure, like)
+    name = planar_layer(structure, like)
+    if name is None:
+        raise ValueError("a manifold needs a top layer N(0, I) of two dimensions: train with a last z_dim of 2")
     quantiles = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size
     grid = torch.special.ndtri(quantiles)
     z = torch.stack(torch.meshgrid(-grid, grid, indexing="ij")[::-1], -1).reshape(-1, 2)
     x = like[:1].expand(len(z), -1)
     with evaluating(structure):
-        name = _planar_site(structure, like[:2], y)
-        return generate(structure, x, {name: z}, y, mean=True)["x"][0].mean.reshape(size, size, -1)
+        return generate(structure, x, {name: z}, mean=True)["x"][0].mean.reshape(size, size, -1)
 
 
-def _planar_site(structure: nn.Module, x: Tensor, y: Tensor | None) -> str:
-    """The top layer's name, if it has two dimensions: the first latent that the model samples."""
-    sites = {name: value for name, (_, value) in generate(structure, x, {}, y).items() if name not in ("x", "y")}
-    top = next(iter(sites))
-    if sites[top].shape[1:] != (2,):
-        raise ValueError(
-            f"the top layer {top!r} has event shape {tuple(sites[top].shape[1:])}; a manifold needs (2,): "
-            "train with a last z_dim of 2"
-        )
-    return top
+def planar_layer(structure: nn.Module, like: Tensor) -> str | None:
+    """The name of the top layer, the first that the model samples, if it is N(0, I) in two dimensions."""
+    like, _ = check_rows(structure, like)
+    with evaluating(structure), forked_noise(like.device):
+        name, (p, _) = next(iter(generate(structure, like[:1], {}).items()))
+    is_planar = not p.support.is_discrete and p.event_shape == (2,)
+    return name if is_planar and (p.mean == 0).all() and (p.variance == 1).all() else None
 
 
 def _between(structure: nn.Module, like: Tensor, ends: list[dict], t: float, y: Tensor | None) -> Tensor:

@@ -60,5 +60,5 @@ def summarize(
     )
 
 
-def _stderr(values: torch.Tensor) -> float:
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+def _stderr(values: torch.Tensor) -> float | None:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None

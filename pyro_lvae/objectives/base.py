@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 import pyro
 import torch
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
@@ -53,10 +53,22 @@ class LedgerELBO(ELBO):
 
 def check_supported(estimator: ELBO, sites: Ledger) -> None:
     """Raise `ValueError` where `estimator` would be silently wrong on a structure with these sites."""
+    name = type(estimator).__name__
+    enumerated = [n for n, s in sites.items() if s.is_enumerated]
+    if enumerated and not isinstance(estimator, TraceEnum_ELBO | LedgerELBO):
+        raise ValueError(
+            f"the model enumerates {_names(enumerated)} and {name} would draw from the prior in its place; use "
+            "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), or pyro_lvae.IWAE"
+        )
+    if sites.global_sites and isinstance(estimator, RenyiELBO):
+        raise ValueError(
+            f"RenyiELBO weighs whole batches, not data, once there is a site outside the data plate, and there "
+            f"{_names(sites.global_sites)} lies; use pyro_lvae.IWAE"
+        )
     if isinstance(estimator, TraceMeanField_ELBO):
         _check_mean_field(sites)
     if isinstance(estimator, LedgerELBO):
-        check_reparameterised(type(estimator).__name__, sites)
+        check_reparameterised(name, sites)
 
 
 def check_reparameterised(name: str, sites: Ledger) -> None:
