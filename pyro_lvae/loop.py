@@ -221,11 +221,11 @@ class Loop:
         return _mean(sites.local_log_weight()) + shared
 
     def _monitor(self, x: Tensor, y: Tensor | None) -> Ledger:
-        with evaluating(self.structure), fixed_noise(self.device):
+        with evaluating(self.structure), fixed_noise(self.device), pyro.validation_enabled(False):
             return ledger(self.structure.model, self.structure.guide, *self._args(x, y))
 
     def _diagnosis(self, args: tuple, loss: Tensor, norm: float) -> str:
-        with torch.no_grad():
+        with torch.no_grad(), pyro.validation_enabled(False):
             sites = ledger(self.structure.model, self.structure.guide, *args)
         densities = {(name, kind): getattr(s, kind) for name, s in sites.items() for kind in ("log_p", "log_q")}
         bad = [f"{kind} of {name!r}" for (name, kind), value in densities.items() if not torch.isfinite(value).all()]

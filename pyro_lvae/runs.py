@@ -113,7 +113,7 @@ def _first_free(stem: str) -> Path:
 
 
 class RunFiles(Callback):
-    """When training starts, and every input has been checked: keeps the configuration, and removes an old run's results.
+    """When training starts, all inputs checked: keeps the configuration, and removes an old run's results.
 
     Nothing but what a run itself writes is removed.
     """

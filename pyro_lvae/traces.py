@@ -185,18 +185,17 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
     return book
 
 
-def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None, num_particles: int | None = None) -> dict:
+def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> dict:
     """{latent name: (distribution, value)} of one run of the guide."""
-    guide = structure.guide if num_particles is None else ParticleMessenger(num_particles)(structure.guide)
-    sites = _sample_sites(run(guide, *_args(x, y)))
+    sites = _sample_sites(run(structure.guide, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
 
 
 def generate(structure: nn.Module, x: Tensor, latents: dict[str, Tensor], y: Tensor | None = None, *, mean=False):
     """Run the model with `latents` fixed and x not observed: {site name: (distribution, value)}.
 
-    `x` gives the length, dtype and device alone; labels `y`, where they are a site, stay observed. With `mean`, the remaining sites take their means
-    in place of draws.
+    `x` gives the length, dtype and device alone; labels `y`, where they are a site, stay observed.
+    With `mean`, the remaining sites take their means in place of draws.
     """
     fixed = latents if y is None else {**latents, "y": y}
     model = poutine.condition(poutine.uncondition(structure.model), data=fixed)

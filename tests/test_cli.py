@@ -96,6 +96,52 @@ def test_list_names_what_there_is(capsys):
         assert name in printed
 
 
+def test_an_estimator_by_name_has_its_own_defaults():
+    main(["train", *SMALL, "--estimator", "IWAE", "--out", "run", "--tensorboard", "false"])
+    with open("run/config.yaml") as file:
+        assert yaml.safe_load(file)["estimator"]["init_args"]["num_particles"] == 5
+    with open("run/summary.json") as file:
+        assert json.load(file)["estimator"] == "IWAE"
+
+
+@pytest.mark.parametrize("flags", [["--out=run", "--resume"], ["--resume", "--out", "run"], ["--config", "mine.yaml"]])
+def test_however_a_resume_is_asked_for_it_takes_the_runs_options(flags, tmp_path):
+    main(["train", *SMALL, "--batch_size", "64", "--beta", "0.5", "--out", "run", "--tensorboard", "false"])
+    (tmp_path / "mine.yaml").write_text("out: run\nresume: true\n")
+    main(["train", *flags, "--epochs", "3"])
+    with open("run/config.yaml") as file:
+        kept = yaml.safe_load(file)
+    assert (kept["batch_size"], kept["beta"], kept["epochs"]) == (64, 0.5, 3)
+
+
+def test_overwriting_waits_until_every_input_is_checked(run, capsys):
+    before = sorted(p.name for p in run.rglob("*"))
+    bad = ["--structure", "HierarchicalVAE", "--estimator", "TraceMeanField_ELBO", "--out", "run", "--overwrite"]
+    assert "not be a bound" in _fails(capsys, "train", *bad)
+    assert sorted(p.name for p in run.rglob("*")) == before
+
+
+SUPERVISED = """
+import pyro
+from pyro_lvae import VAE
+
+class Conditional(VAE):  # decodes z and the label
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", self._prior(x))
+            h = self.decoder(z + y.unsqueeze(-1).to(x))
+            pyro.sample("x", self.likelihood(h), obs=x)
+"""
+
+
+def test_a_supervised_run_goes_all_the_way(tmp_path):
+    (tmp_path / "my_conditional.py").write_text(SUPERVISED)
+    options = ["--structure.z_dim", "2", "--structure.hidden_dim", "8", "--supervised", "true"]
+    main(["train", "--structure", "my_conditional.Conditional", *options, *SMALL[4:], "--out", "run"])
+    main(["sample", "run", "--num_samples", "400", "--out", "run/many.npy"])
+    assert np.load("run/many.npy").shape == (400, 64)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -163,7 +209,7 @@ def test_a_structure_of_ones_own_by_its_path(tmp_path):
         (["train", "--structure", "torch.nn.Linear"], "structure"),
         (["train", "--epochs", "many"], "epochs"),
         (["evaluate", "nowhere"], "holds no config.yaml"),
-        (["train", "--resume"], "give out"),
+        (["train", "--resume"], "name its folder"),
     ],
 )
 def test_errors_are_one_sentence_and_leave_nothing_behind(argv, message, capsys, tmp_path):

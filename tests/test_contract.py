@@ -108,6 +108,26 @@ class WrongDim(Good):
         return dist.Bernoulli(logits=self.dec(z)).to_event(1)
 
 
+class LatentOutside(Good):
+    def model(self, x, y=None):
+        z = pyro.sample("z1", self.prior(x).expand([len(x)]))
+        with self.plate(x):
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+
+class GuideOutside(Good):
+    def guide(self, x, y=None):
+        pyro.sample("z1", self.posterior(x))
+
+
+class EnumeratedOutside(Good):
+    def model(self, x, y=None):
+        c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.5)), infer={"enumerate": "parallel"})
+        with self.plate(x):
+            z = pyro.sample("z1", self.prior(x))
+            pyro.sample("x", self.likelihood(z + c), obs=x)
+
+
 class Scaled(Good):
     def model(self, x, y=None):
         with pyro.poutine.scale(scale=0.5):
@@ -181,6 +201,9 @@ BROKEN = {
     GuideObserves: "site 'z1': observed in the guide",
     NoPlate: "site 'x': outside the data plate",
     WrongDim: "plate 'data' has size 4 at dim -2, expected 4 at dim -1",
+    LatentOutside: r"site 'z1': outside the data plate in the model, with batch shape \(4,\); put it in",
+    GuideOutside: "site 'z1': outside the data plate in the guide",
+    EnumeratedOutside: "site 'c': enumerated outside the data plate",
     Scaled: "site 'z1': scaled by 0.5 in the model; leave KL weights",
     KnowsN: "site 'z1': scaled by 25 in the model",
     UsesParam: r"pyro.param or pyro.module is used \(loc\)",
@@ -233,9 +256,13 @@ def test_data_must_be_rows(x):
         check(Good(), x)
 
 
+def test_reading_the_data_shows_on_constant_data_too():
+    with pytest.raises(ContractError, match="changes with x"):
+        check(ReadsData(), torch.zeros(4, 6))
+
+
 def test_leaves_no_trace(x6):
-    structure = nn.Sequential(nn.Dropout(), Good())
-    good = structure[1]
+    good = Good()
     good.norm = nn.BatchNorm1d(6)
     state, rng = {k: v.clone() for k, v in good.state_dict().items()}, torch.get_rng_state()
     check(good, x6)

@@ -89,6 +89,7 @@ def test_own_npy_is_split(tmp_path):
         (dict(x_train=np.ones((3, 2)), x_test=np.full((3, 2), np.nan)), "x_test holds NaN"),
         (dict(x_train=np.ones((3, 2)), x_test=np.ones((1, 2)), y_train=np.ones(2)), "y_train has 2 labels for 3 rows"),
         (dict(x_train=np.array([["a", "b"]]), x_test=np.ones((1, 2))), "dtype <U1; expected numbers"),
+        (dict(x_train=np.ones((1, 2)), x_test=np.ones((1, 2)), y_train=np.array(["a"])), "number the classes"),
         (dict(x_train=np.ones((0, 2)), x_test=np.ones((1, 2))), "N >= 1"),
     ],
 )
@@ -206,6 +207,24 @@ def test_damaged_norb_is_refused(norb):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError, match="its header says 55296"):
         load("norb", norb)
-    path.write_bytes(b"MATLAB 5.0 MAT-file")
-    with pytest.raises(DataError, match="does not begin like a NORB"):
-        load("norb", norb)
+    for broken in (b"MATLAB 5.0 MAT-file", b"", b"\x55\x4c\x3d\x1e"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="does not begin like a NORB"):
+            load("norb", norb)
+    path.unlink()
+    for broken in (gzip.compress(b"x" * 1000)[:-20], b"MATLAB 5.0 MAT-file"):
+        path.with_name(path.name + ".gz").write_bytes(broken)
+        with pytest.raises(DataError, match="cannot be unpacked"):
+            load("norb", norb)
+
+
+def test_a_grey_test_set_is_refused_where_it_must_be_binary():
+    with pytest.raises(DataError, match="x_test must hold 0 and 1 alone"):
+        Dataset("rows", torch.rand(5, 2), torch.rand(5, 2), binarize=True)
+
+
+def test_bytes_of_one_file_are_scaled_alike(tmp_path):
+    train, test = np.full((3, 2), 200, np.uint8), np.ones((2, 2), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=train, x_test=test)
+    data = load(str(tmp_path / "own.npz"))
+    assert (data.x_train[0, 0].item(), data.x_test[0, 0].item()) == pytest.approx((200 / 255, 1 / 255))

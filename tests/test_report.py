@@ -6,7 +6,7 @@ import torch
 from pyro_lvae import HierarchicalVAE, LadderVAE, fit, load, plots, to_inference_data
 from pyro_lvae.data import Dataset
 from pyro_lvae.report import write_report
-from pyro_lvae.runs import Run, claim_folder
+from pyro_lvae.runs import Run, RunFiles, claim_folder
 
 PNG = b"\x89PNG"
 
@@ -67,21 +67,35 @@ def test_pca_of_a_line_is_the_line():
 def test_a_free_folder_is_claimed_and_a_used_one_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-1"
-    (tmp_path / "runs" / "digits-VAE-1").mkdir(parents=True)
-    assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-2"
+    assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-2", "the first is claimed"
     used = tmp_path / "used"
     (used / "figures").mkdir(parents=True)
-    for name in ("notes.txt", "checkpoint.pt", "figures/elbo.png"):
+    for name in ("notes.txt", "checkpoint.pt", "figures/elbo.png", "figures/thesis.pdf"):
         (used / name).write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):
         claim_folder(used, "x")
     assert claim_folder(used, "x", resume=True) == used
-    with pytest.raises(ValueError, match="not overwrite"):
+    with pytest.raises(ValueError, match="one of the two"):
         claim_folder(used, "x", resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="name its folder"):
+        claim_folder(None, "x", resume=True)
     assert claim_folder(used, "x", overwrite=True) == used
-    assert [p.name for p in used.iterdir()] == ["notes.txt"], "only what a run writes is removed"
+    assert len(list(used.rglob("*"))) == 5, "nothing is touched yet"
+    RunFiles(used, "data: x").on_start(0, 1, 1)
+    left = {p.name for p in used.rglob("*.*")}
+    assert left == {"notes.txt", "checkpoint.pt", "config.yaml", "thesis.pdf"}, "only a run's results are removed"
+    (tmp_path / "mine" / "figures").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="no run that could be replaced"):
+        claim_folder(tmp_path / "mine", "x", overwrite=True)
     with pytest.raises(FileExistsError, match="is a file"):
         claim_folder(used / "notes.txt", "x")
+
+
+def test_arviz_refuses_what_it_could_not_hold(x):
+    from test_enumeration import Mixture
+
+    with pytest.raises(ValueError, match="'c': neither global nor enumerated"):
+        to_inference_data(Mixture(), torch.randn(3, 4).double(), 2)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

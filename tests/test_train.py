@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import STRUCTURES
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_lvae import (
@@ -22,6 +22,7 @@ from pyro_lvae import (
     CheckpointError,
     ContractError,
     DataError,
+    Dataset,
     HierarchicalVAE,
     LadderVAE,
     NonFiniteLoss,
@@ -148,13 +149,18 @@ def test_global_sites_count_once(tiny):
     for estimator in (Trace_ELBO(), IWAE(2)):
         structure = Mean()
         optimizer = partial(torch.optim.Adam, lr=0.003)
-        fit(structure, tiny, estimator, epochs=150, batch_size=15, optimizer=optimizer, **QUIET)
+        history = fit(structure, tiny, estimator, epochs=150, batch_size=15, optimizer=optimizer, **QUIET)
         x = tiny.x_train
         exact = x.sum() / (x.numel() + 1 / 0.1**2)  # the conjugate posterior mean of w
         assert structure.loc.item() == pytest.approx(exact.item(), abs=0.03)
         # Counted once per batch of 15, the prior would pull three times as hard.
         wrong = x.sum() / (x.numel() + 3 / 0.1**2)
         assert abs(exact - wrong) > 0.06
+        # The global site's KL is part of the objective and of the ELBO alike; their noise is some 0.1 nats.
+        assert history[-1].train_elbo == pytest.approx(history[-1].objective, abs=1)
+
+    with pytest.raises(ValueError, match=r"RenyiELBO weighs whole batches.*'w' lies; use pyro_lvae.IWAE"):
+        fit(Mean(), tiny, RenyiELBO(), **QUIET)
 
 
 # ---------------------------------------------------------------------- refusals and warnings
@@ -205,7 +211,7 @@ def test_bad_data_and_structures_are_refused_before_training(tiny, tmp_path):
     with pytest.raises(DataError, match="data is a Tensor; expected a Dataset"):
         fit(ladder(), tiny.x_train, **QUIET)
     with pytest.raises(DataError, match="has no labels"):
-        fit(LadderVAE(64), load("digits").__class__("x", tiny.x_train, tiny.x_test), supervised=True, **QUIET)
+        fit(ladder(), Dataset("x", tiny.x_train, tiny.x_test, tiny.y_train), supervised=True, **QUIET)
     with pytest.raises(ContractError):
         fit(LadderVAE(64), tiny, out=tmp_path, **QUIET)
     assert not list(tmp_path.iterdir())
@@ -239,6 +245,46 @@ def test_a_nan_loss_stops_the_run_and_says_where(tiny, tmp_path):
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["epoch"] == 2
     assert all(torch.isfinite(v).all() for v in state["structure"].values())
+
+
+def test_a_nan_gradient_of_a_finite_loss_is_caught_before_the_step(tiny, tmp_path):
+    structure, batches = ladder(), []
+
+    def poison(grad):
+        batches.append(1)
+        return grad * float("nan") if len(batches) == 6 else grad
+
+    structure.likelihood.logits.bias.register_hook(poison)
+    with pytest.raises(NonFiniteLoss, match="the gradient's norm nan in step 6") as caught:
+        fit(structure, tiny, epochs=5, batch_size=15, out=tmp_path, **QUIET)
+    assert "of step 3" in str(caught.value)
+    assert all(torch.isfinite(p).all() for p in structure.parameters())
+
+
+def test_an_enumerated_model_is_refused_by_estimators_that_would_not_sum(tiny):
+    from test_enumeration import Mixture
+
+    data = Dataset("rows", torch.randn(20, 4).double(), torch.randn(5, 4).double())
+    for estimator in (None, TraceMeanField_ELBO()):
+        with pytest.raises(ValueError, match="the model enumerates 'c' and .* would draw from the prior"):
+            fit(Mixture(), data, estimator, **QUIET)
+    enum = TraceEnum_ELBO(max_plate_nesting=1)
+    with pytest.raises(ValueError, match="beta anneals .* use beta=1"):
+        fit(Mixture(), data, enum, beta=linear(0, 1, epochs=2), **QUIET)
+    (enumerated,) = fit(Mixture(), data, enum, epochs=1, **QUIET)
+    (ours,) = fit(Mixture(), data, IWAE(1), beta=linear(0, 1, epochs=1), epochs=1, **QUIET)
+    assert set(enumerated.kl) == set(ours.kl) == {"c", "z1"}
+
+
+def test_batches_of_one_row_and_batch_norm_are_refused(tiny):
+    with pytest.raises(ValueError, match="batches of one row"):
+        fit(ladder(), tiny, batch_size=1, **QUIET)
+    fit(LadderVAE(12, (5, 3), (16, 8), batch_norm=False), tiny, batch_size=1, epochs=1, **QUIET)
+
+
+def test_what_is_no_module_is_refused_with_the_contracts_words(tiny):
+    with pytest.raises(ContractError, match="a structure is an nn.Module, this is a str"):
+        fit("ladder", tiny, **QUIET)
 
 
 # ---------------------------------------------------------------------- stopping and going on
@@ -325,6 +371,42 @@ def test_more_epochs_after_the_end(tiny, tmp_path):
     history = fit(twice, tiny, epochs=4, batch_size=16, out=tmp_path, resume=True, **QUIET)
     assert [m.epoch for m in history] == [1, 2, 3, 4]
     assert _same(_weights(whole), _weights(twice))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(optimizer=partial(torch.optim.Adam, lr=1e-5)), r"optimizer was 'FusedAdam' and is 'Adam'; lr was 0.001"),
+        (dict(rows=20), "rows was 45 and is 20"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_data_or_another_optimiser(tiny, tmp_path, change, message):
+    fit(ladder(), tiny, epochs=1, batch_size=16, out=tmp_path, **QUIET)
+    rows = change.pop("rows", 45)
+    data, structure = Dataset("rows", tiny.x_train[:rows], tiny.x_test), ladder()
+    before = {k: v.clone() for k, v in structure.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(structure, data, epochs=2, batch_size=16, out=tmp_path, resume=True, **change, **QUIET)
+    assert _same(before, structure.state_dict())
+
+
+def test_batches_change_between_epochs_only(tiny, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(ladder(), tiny, epochs=2, batch_size=16, out=tmp_path, callbacks=[StopAfter(2)])
+    with pytest.raises(ValueError, match="batch_size was 16 and is 10"):
+        fit(ladder(), tiny, epochs=2, batch_size=10, out=tmp_path, resume=True, **QUIET)
+    fit(ladder(), tiny, epochs=2, batch_size=16, out=tmp_path, resume=True, **QUIET)
+    assert fit(ladder(), tiny, epochs=3, batch_size=10, out=tmp_path, resume=True, **QUIET)[-1].step == 11
+
+
+def test_overwriting_a_run_replaces_it(tiny, tmp_path):
+    fit(ladder(), tiny, epochs=3, out=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="beta is -1"):
+        fit(ladder(), tiny, epochs=1, beta=-1.0, out=tmp_path, overwrite=True, **QUIET)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
+    fit(ladder(), tiny, epochs=1, out=tmp_path, overwrite=True, **QUIET)
+    assert [m.epoch for m in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
 def test_checkpoints_are_read_without_unpickling_and_damage_is_named(tiny, tmp_path):
