@@ -20,8 +20,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from benchmarks.plain import PlainLadder
-from pyro_lvae import FusedAdam, LadderVAE, anneal, for_svi
-from pyro_lvae.objectives import backward
+from pyro_lvae import Dataset, FusedAdam, LadderVAE, for_svi, linear
+from pyro_lvae.loop import Loop
 from pyro_lvae.results import write_json
 
 
@@ -39,17 +39,24 @@ def plain(optimizer: Callable) -> Callable:
 
 
 def ours() -> Callable:
-    """What `fit` does in a step."""
-    ladder, estimator = LadderVAE(784), Trace_ELBO(max_plate_nesting=1)
-    adam = FusedAdam(ladder.parameters())
-
-    def step(x):
-        adam.zero_grad(set_to_none=True)
-        with pyro.validation_enabled(False), anneal(beta=0.5):
-            backward(estimator, ladder, (x,), per=len(x))
-        adam.step()
-
-    return step
+    """A step of `fit`: annealed, its loss and gradient checked to be finite."""
+    ladder, rows = LadderVAE(784), torch.ones(2, 784)
+    loop = Loop(
+        ladder,
+        Dataset("rows", rows, rows),
+        Trace_ELBO(),
+        FusedAdam(ladder.parameters()),
+        None,
+        {f"z{i}": linear(0, 1, epochs=2) for i in range(1, 6)},
+        batch_size=256,
+        clip_norm=None,
+        clip_value=None,
+        supervised=False,
+        monitor_size=1,
+        has_global_sites=False,
+        out=None,
+    )
+    return lambda x: loop.optimise((x,))
 
 
 def svi() -> Callable:

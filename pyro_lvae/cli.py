@@ -74,6 +74,7 @@ def train(
     num_images: int = 1000,
     tensorboard: bool = True,
     supervised: bool = False,
+    epochs: int = 60,
     **options,
 ) -> Summary:
     """Train a structure, evaluate it and report, all into one run folder.
@@ -95,6 +96,7 @@ def train(
         num_images: the first so many test images are taken for it.
         tensorboard: write TensorBoard files too.
         supervised: pass the labels to model and guide.
+        epochs: passes over the training data, all in all; a resumed run does the rest of them.
     """
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
@@ -109,6 +111,7 @@ def train(
             module,
             dataset,
             estimator,
+            epochs=epochs,
             beta=beta,
             supervised=supervised,
             out=folder,

@@ -146,7 +146,7 @@ class Loop:
         started = time.perf_counter() - self.epoch_seconds
         self.order = self.data.order() if self.order is None else self.order
         for x, y in self.data.batches(self.batch_size, self.order, skip=self.batch):
-            self._step(self._args(x, y))
+            self.optimise(self._args(x, y))
             self.batch, self.step, self.rows = self.batch + 1, self.step + 1, self.rows + len(x)
             self.epoch_seconds = time.perf_counter() - started
             for callback in callbacks:
@@ -158,7 +158,8 @@ class Loop:
         for callback in callbacks:
             callback.on_epoch(metrics)
 
-    def _step(self, args: tuple) -> None:
+    def optimise(self, args: tuple) -> None:
+        """One step on a batch; raises `NonFiniteLoss` before it would do harm."""
         self.optimizer.zero_grad(set_to_none=True)
         n, batch = len(self.data.x_train), len(args[0])
         with ExitStack() as handlers:
