@@ -95,7 +95,7 @@ def train(
         num_samples: importance samples of the final log-likelihood.
         num_images: the first so many test images are taken for it.
         tensorboard: write TensorBoard files too.
-        supervised: pass the labels to model and guide.
+        supervised: pass the labels to model and guide, for structures that use them; the package's own ignore y.
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
     """
     dataset = load(data, root, binarize=binarize).to(auto_device(device))

@@ -69,6 +69,7 @@ class Loop:
         if self.estimator.max_plate_nesting == float("inf"):
             vectorized = self.estimator.vectorize_particles and self.estimator.num_particles > 1
             self.estimator.max_plate_nesting = 1 + vectorized
+        self.estimator.max_plate_nesting = int(self.estimator.max_plate_nesting)  # a command line gives 1.0
         self.optimizer = optimizer
         self.settings = _settings(data, optimizer, batch_size)
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)

@@ -111,6 +111,8 @@ def fit(
     structure, data = _on_one_device(structure, data, device)
     sites = _first_sites(structure, data, supervised)
     estimator = Trace_ELBO() if estimator is None else estimator
+    if not isinstance(estimator, ELBO):
+        raise ValueError(f"estimator is {estimator!r}; expected an instance of a pyro.infer.ELBO, such as IWAE()")
     check_supported(estimator, sites)
     schedules = _schedules(beta, sites)
     _check_annealing(estimator, schedules, sites)

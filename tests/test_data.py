@@ -71,6 +71,15 @@ def test_own_npz(tmp_path):
     assert set(drawn.x_test.unique().tolist()) == {0, 1}
 
 
+def test_own_files_are_looked_for_under_root(tmp_path, monkeypatch):
+    np.savez(tmp_path / "own.npz", x_train=np.ones((3, 2)), x_test=np.ones((1, 2)))
+    assert load("own.npz", tmp_path).x_dim == 2
+    monkeypatch.setenv("PYRO_LVAE_DATA", str(tmp_path))
+    assert load("own.npz").x_dim == 2
+    with pytest.raises(DataError, match=r"The file other.npz was not found. Looked for:"):
+        load("other.npz")
+
+
 def test_own_npy_is_split(tmp_path):
     x = np.random.default_rng(0).normal(size=(30, 3))
     np.save(tmp_path / "own.npy", x)

@@ -276,6 +276,16 @@ def test_an_enumerated_model_is_refused_by_estimators_that_would_not_sum(tiny):
     assert set(enumerated.kl) == set(ours.kl) == {"c", "z1"}
 
 
+def test_plate_nesting_as_a_command_line_gives_it(tiny):
+    fit(ladder(), tiny, TraceEnum_ELBO(max_plate_nesting=1.0, strict_enumeration_warning=False), epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize("estimator", ["IWAE", IWAE])
+def test_an_estimator_is_an_instance(tiny, estimator):
+    with pytest.raises(ValueError, match="expected an instance of a pyro.infer.ELBO"):
+        fit(ladder(), tiny, estimator, **QUIET)
+
+
 def test_batches_of_one_row_and_batch_norm_are_refused(tiny):
     with pytest.raises(ValueError, match="batches of one row"):
         fit(ladder(), tiny, batch_size=1, **QUIET)

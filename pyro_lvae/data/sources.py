@@ -23,9 +23,10 @@ def load(name: str = "digits", root: str | os.PathLike | None = None, *, binariz
     """Load a data set by name, or a file of your own.
 
     Args:
-        name: one of `DATASETS`, or the path of a file. An `.npz` holds `x_train`, `x_test` and
-            optionally `y_train`, `y_test`; an `.npy` is one array `[N, ...]`, of which a tenth
-            (at random, fixed seed) becomes the test set. Bytes are scaled to [0, 1].
+        name: one of `DATASETS`, or the path of a file, from the current folder or `root`. An `.npz`
+            holds `x_train`, `x_test` and optionally `y_train`, `y_test`; an `.npy` is one array
+            `[N, ...]`, of which a tenth (at random, fixed seed) becomes the test set. Bytes are
+            scaled to [0, 1].
         root: folder to look in; else the environment variable PYRO_LVAE_DATA, else the user's
             cache folder. MNIST alone is downloaded when it is in none of them.
         binarize: draw every training batch as Bernoulli(x) anew; the test set is drawn once, from
@@ -41,7 +42,7 @@ def load(name: str = "digits", root: str | os.PathLike | None = None, *, binariz
     if name in DATASETS:
         arrays, custom = DATASETS[name](_roots(root))
     elif Path(name).suffix in (".npz", ".npy"):
-        arrays, custom = _own_file(Path(name)), False
+        arrays, custom = _own_file(Path(name), _roots(root)), False
     else:
         raise DataError(
             f"no data set is called {name!r}; known are {', '.join(DATASETS)}, or give the path of an .npz or .npy"
@@ -122,9 +123,8 @@ def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _own_file(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
-        raise _missing(f"The file {path.name}", [path.absolute()], "Check the path.")
+def _own_file(path: Path, roots: list[Path]) -> dict[str, np.ndarray]:
+    path = _find(f"The file {path.name}", [str(path)], [Path.cwd(), *roots], "Check the path.")
     if path.suffix == ".npz":
         arrays = _arrays(path, ("x_train", "x_test"))
         return {k: arrays[k] for k in ("x_train", "x_test", "y_train", "y_test") if k in arrays}
