@@ -21,7 +21,25 @@ from .evaluate import (
 )
 from .inference_data import to_inference_data
 from .loop import NonFiniteLoss
-from .objectives import IWAE, LedgerELBO
+from .objectives import (
+    CIWAE,
+    GECO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    RWS,
+    STL,
+    TVO,
+    AnalyticELBO,
+    BetaELBO,
+    ConstrainedELBO,
+    DReG,
+    FreeBits,
+    KLBalanced,
+    LedgerELBO,
+    Renyi,
+    SampledELBO,
+)
 from .results import EpochMetrics, Summary
 from .structures import VAE, GaussianHierarchy, HierarchicalVAE, LadderVAE, Structure
 from .svi import for_svi

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro import poutine
@@ -20,6 +20,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 DATA = "data"  # the name of the one plate that holds every local site
 PARTICLE_DIM = -2
@@ -82,6 +83,22 @@ class Site:
     is_observed: bool
     is_local: bool
     is_enumerated: bool = False
+    mask: Tensor | bool | None = None
+
+    def kl(self) -> Tensor:
+        """KL(q || p) in closed form, nats; log q - log p at the draw, where torch knows no formula.
+
+        `[K, B]` or `[B]` for a local site. Both distributions are given the draws before this site:
+        over their expectation it is the site's share of the KL where the guide samples in the
+        model's order, and not otherwise.
+        """
+        if self.p is None or self.q is None:
+            return self.log_q - self.log_p
+        try:
+            kl = kl_divergence(self.q, self.p)
+        except NotImplementedError:
+            return self.log_q - self.log_p
+        return scale_and_mask(kl, 1.0, self.mask)
 
     @property
     def log_ratio(self) -> Tensor:
@@ -110,6 +127,32 @@ class Ledger(dict[str, Site]):
         """The sites outside the data plate."""
         return {name: site for name, site in self.items() if not site.is_local}
 
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """The guide's draws that a gradient passes through, in the model's order."""
+        return {n: s.value for n, s in self.latents.items() if s.q is not None and s.value.requires_grad}
+
+    def without_scores(self) -> Ledger:
+        """The same numbers, where no gradient passes through any log q."""
+        return self._map(lambda site: replace(site, log_q=site.log_q.detach()))
+
+    def scores_alone(self) -> Ledger:
+        """The same numbers, where no gradient passes through any log p."""
+        return self._map(lambda site: replace(site, log_p=site.log_p.detach()))
+
+    def unannealed(self) -> Ledger:
+        """The same sites at beta = 1."""
+        return self._map(lambda site: replace(site, beta=1.0))
+
+    @property
+    def rows(self) -> float:
+        """N, the rows that the batch stands for: B, unless the data plate is subsampled."""
+        return self.plate_scale() * self.local_log_weight().shape[-1]
+
+    def total(self, per_datum: Tensor) -> Tensor:
+        """N/B sum_b of a bound a datum `[B]`, with the global sites outside: a scalar, nats."""
+        return self.plate_scale() * per_datum.sum() + self.global_log_weight()
+
     def local_log_weight(self) -> Tensor:
         """Sum over local sites of beta (log p - log q), nats: `[K, B]` with particles, else `[B]`.
 
@@ -118,6 +161,10 @@ class Ledger(dict[str, Site]):
         """
         joint = self._joint()
         return joint.flatten(0, -1 - self.batch_dims).logsumexp(0) if self._is_enumerated else joint
+
+    def local_log_q(self) -> float | Tensor:
+        """log q of the local draws, not annealed, nats: `[K, B]` with particles, else `[B]`."""
+        return sum(s.log_q for s in self.latents.values() if s.is_local and s.q is not None)
 
     def kl_shares(self) -> dict[str, Tensor]:
         """{local latent: beta (log q - log p)}, nats, `[K, B]` or `[B]`: their sum has the KL as its mean.
@@ -133,6 +180,11 @@ class Ledger(dict[str, Site]):
         first = next(n for n, s in self.items() if s.is_enumerated)
         ratios[first] = ratios[first] + log_r
         return {n: (log_r.exp() * v).flatten(0, -1 - self.batch_dims).sum(0) for n, v in ratios.items()}
+
+    def _map(self, change: Callable[[Site], Site]) -> Ledger:
+        book = Ledger({name: change(site) for name, site in self.items()})
+        book.guide_order, book.batch_dims = self.guide_order, self.batch_dims
+        return book
 
     @property
     def _is_enumerated(self) -> bool:
@@ -274,4 +326,5 @@ def _site(name: str, p: dict | None, q: dict | None) -> Site:
         is_observed=p is not None and p["is_observed"],
         is_local=frame is not None,
         is_enumerated=is_enumerated,
+        mask=either["mask"],
     )

@@ -2,17 +2,37 @@
 
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
-from .base import LedgerELBO, backward, check_supported
-from .iwae import IWAE
+from .base import LedgerELBO, backward
+from .constrained import GECO, ConstrainedELBO
+from .elbo import AnalyticELBO, BetaELBO, FreeBits, KLBalanced, SampledELBO
+from .importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, Renyi
+from .path import STL, DReG
+from .support import check_supported
 
 # What `pyro-lvae list` names, with a line on each.
 ESTIMATORS = {
-    Trace_ELBO: "the ELBO, every density at a sample (the default)",
-    TraceMeanField_ELBO: "the ELBO with analytic KL; guide and model in the same order",
-    TraceEnum_ELBO: "the ELBO, discrete latents marked for enumeration summed out",
-    TraceGraph_ELBO: "the ELBO with score-function gradients where a site has no rsample",
-    RenyiELBO: "Renyi bound of order alpha; alpha=0 is IWAE, for local sites without subsampling",
-    IWAE: "importance-weighted bound per datum, also with global sites and subsampling",
+    SampledELBO: "L^A: the ELBO, every density at a sample",
+    AnalyticELBO: "L^B: the ELBO with analytic KL; guide and model in the same order",
+    STL: "the ELBO; the guide's gradient without its score: zero variance at the exact posterior",
+    IWAE: "importance-weighted bound of K particles, per datum",
+    DReG: "the bound of IWAE; the guide's gradient doubly reparameterised, for any K",
+    Renyi: "Renyi bound of order alpha, from VR-max (-inf) over IWAE (0) to the ELBO (1)",
+    PIWAE: "the model learns from IWAE, the guide from MIWAE",
+    MIWAE: "mean of M bounds of IWAE",
+    CIWAE: "mixture of ELBO and IWAE",
+    TVO: "thermodynamic variational objective; discrete guides too",
+    RWS: "reweighted wake-sleep; discrete guides too",
+    BetaELBO: "beta-VAE: a fixed KL weight, one or a layer's own",
+    FreeBits: "the ELBO, a layer's first nats free of charge",
+    KLBalanced: "the ELBO, KL weight moved to large layers during warm-up",
+    ConstrainedELBO: "best reconstruction with KL below epsilon, the multiplier learned",
+    GECO: "least KL with distortion below a limit, the multiplier learned",
+    Trace_ELBO: "Pyro's ELBO, every density at a sample (the default)",
+    TraceMeanField_ELBO: "Pyro's ELBO with analytic KL",
+    TraceEnum_ELBO: "Pyro's ELBO, discrete latents marked for enumeration summed out",
+    TraceGraph_ELBO: "Pyro's ELBO with score-function gradients where a site has no rsample",
+    RenyiELBO: "Pyro's Renyi bound, for local sites without subsampling",
 }
 
-__all__ = ["ESTIMATORS", "IWAE", "LedgerELBO", "backward", "check_supported"]
+__all__ = [cls.__name__ for cls in ESTIMATORS if cls.__module__.startswith(__name__)]
+__all__ += ["ESTIMATORS", "LedgerELBO", "backward", "check_supported"]

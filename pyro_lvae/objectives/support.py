@@ -1,0 +1,85 @@
+"""What an estimator cannot do on a structure, said before it is done wrong."""
+
+from __future__ import annotations
+
+from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+
+from ..traces import Ledger
+
+
+def check_supported(estimator: ELBO, sites: Ledger) -> None:
+    """Raise `ValueError` where `estimator` would be silently wrong on a structure with these sites."""
+    if hasattr(estimator, "check"):
+        estimator.check(sites)
+        return
+    name = type(estimator).__name__
+    if (enumerated := enumerated_sites(sites)) and not isinstance(estimator, TraceEnum_ELBO):
+        raise ValueError(
+            f"the model enumerates {names(enumerated)} and {name} would draw from the prior in its place; use "
+            "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), or pyro_lvae.SampledELBO or IWAE"
+        )
+    if sites.global_sites and isinstance(estimator, RenyiELBO):
+        raise ValueError(
+            f"RenyiELBO weighs whole batches, not data, once there is a site outside the data plate, and there "
+            f"{names(sites.global_sites)} lies; use pyro_lvae.IWAE or Renyi"
+        )
+    if isinstance(estimator, TraceMeanField_ELBO):
+        check_analytic(name, sites, instead="Trace_ELBO")
+
+
+def check_reparameterised(name: str, sites: Ledger, *, local: bool = True) -> None:
+    """Raise `ValueError` unless every site of the guide (or every global one) has an `rsample`."""
+    asked = sites.latents if local else {n: s for n, s in sites.latents.items() if not s.is_local}
+    stuck = [n for n, s in asked.items() if s.q is not None and not s.q.has_rsample]
+    if stuck and local:
+        raise ValueError(
+            f"{name} differentiates through the guide's draws, and {names(stuck)} cannot be reparameterised; use "
+            "pyro_lvae.RWS or TVO (weighted samples), pyro.infer.Trace_ELBO or TraceGraph_ELBO (score function), or "
+            'enumerate with pyro.infer.TraceEnum_ELBO and infer={"enumerate": "parallel"}'
+        )
+    if stuck:
+        raise ValueError(
+            f"{name} differentiates through the draws of global sites, and {names(stuck)} cannot be reparameterised; "
+            "use pyro.infer.Trace_ELBO or TraceGraph_ELBO (score function)"
+        )
+
+
+def check_analytic(name: str, sites: Ledger, *, instead: str) -> None:
+    """Raise `ValueError` where KL(q || p) site by site, in closed form, does not add up to the KL."""
+    if enumerated := enumerated_sites(sites):
+        raise ValueError(f"the model enumerates {names(enumerated)}, which {name} cannot sum out; use {instead}")
+    if any(s.p is None for s in sites.latents.values()):
+        raise ValueError(
+            f"{name} with sites that only the guide has is not a bound: a closed-form KL drops their log-density; "
+            f"use {instead}"
+        )
+    model_order, guide_order = tuple(sites.latents), sites.guide_order
+    if model_order != guide_order:
+        raise ValueError(
+            f"{name} takes each layer's KL in closed form given the layers before it, so guide and model must "
+            f"sample in the same order; the guide samples {names(guide_order)} and the model {names(model_order)}, "
+            f"and the result would not be a bound. Use {instead}, or a top-down guide"
+        )
+    deltas = [n for n, s in sites.latents.items() if "Delta" in _class_names(s.q)]
+    if deltas:
+        raise ValueError(
+            f"{name} drops the log-density of a Delta, and {names(deltas)} has one in the guide; use {instead}"
+        )
+
+
+def enumerated_sites(sites: Ledger) -> list[str]:
+    """Names of the sites that are summed out."""
+    return [name for name, site in sites.items() if site.is_enumerated]
+
+
+def names(sites) -> str:
+    """Site names as a message has them."""
+    return ", ".join(repr(n) for n in sites)
+
+
+def _class_names(fn) -> set[str]:
+    found = set()
+    while fn is not None:
+        found.add(type(fn).__name__)
+        fn = getattr(fn, "base_dist", None)
+    return found
