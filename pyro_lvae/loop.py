@@ -84,8 +84,10 @@ class Loop:
         self.history: list[EpochMetrics] = []
         self.saved_step: int | None = None
 
-    def train(self, epochs: int, checkpoint_every: int, callbacks: list[Callback]) -> list[EpochMetrics]:
-        """Train until `epochs` epochs are completed."""
+    def train(
+        self, epochs: int, max_seconds: float, checkpoint_every: int, callbacks: list[Callback]
+    ) -> list[EpochMetrics]:
+        """Train until `epochs` epochs are completed, or the first that ends after `max_seconds` of training."""
         if self.out is not None and self.saved_step is None:
             self.save()
         with ExitStack() as stack:
@@ -94,9 +96,11 @@ class Loop:
                 stack.callback(callback.on_end)
             stop = stack.enter_context(_interrupt_at_step_end(self.out is not None))
             self.structure.train()
-            while self.epoch < epochs:
+            is_done = self.epoch >= epochs
+            while not is_done:
                 self._epoch(callbacks, stop)
-                if self.out is not None and (self.epoch % checkpoint_every == 0 or self.epoch == epochs):
+                is_done = self.epoch >= epochs or self.seconds >= max_seconds
+                if self.out is not None and (self.epoch % checkpoint_every == 0 or is_done):
                     self.save()
         return self.history
 
@@ -105,6 +109,7 @@ class Loop:
         state = {name: getattr(self, name) for name in _COUNTERS}
         state |= {
             "structure": self.structure.state_dict(),
+            "estimator": self._learned(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "rng": rng_state(self.device),
@@ -122,6 +127,9 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        learned = state.get("estimator", {})
+        if learned and self._learned().keys() == learned.keys():  # else the estimator is new, and begins anew
+            self.estimator.load_state_dict(learned)
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.history = [m for m in read_metrics(self.out / METRICS) if m.epoch <= self.epoch]
@@ -185,6 +193,10 @@ class Loop:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         return norm.item()
 
+    def _learned(self) -> dict[str, Tensor]:
+        """What the estimator has learned; Pyro's own learn nothing."""
+        return self.estimator.state_dict() if hasattr(self.estimator, "state_dict") else {}
+
     def _beta(self) -> dict[str, float]:
         return {name: schedule(self.step, self.epoch) for name, schedule in self.schedules.items()}
 
@@ -212,6 +224,7 @@ class Loop:
             beta=beta,
             lr=lr,
             images_per_second=self.rows / self.epoch_seconds,
+            learned={name: value.item() for name, value in self._learned().items()},
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)

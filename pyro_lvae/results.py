@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -24,6 +24,7 @@ class EpochMetrics:
         beta: {site: KL weight at the end of the epoch}.
         lr: learning rate of the epoch.
         images_per_second: training rows per second of the epoch.
+        learned: what the estimator itself has learned, such as {"multiplier": 0.7}.
     """
 
     epoch: int
@@ -36,6 +37,7 @@ class EpochMetrics:
     beta: dict[str, float]
     lr: float
     images_per_second: float
+    learned: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def fit(
     estimator: ELBO | None = None,
     *,
     epochs: int = 100,
+    max_seconds: float | None = None,
     batch_size: int = 128,
     beta: Beta = 1.0,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = FusedAdam,
@@ -76,8 +78,10 @@ def fit(
     Args:
         structure: any `nn.Module` that keeps the rules of `pyro_lvae.Structure`; trained in place.
         data: from `load`, or a `Dataset` of tensors.
-        estimator: any `pyro.infer.ELBO`, `Trace_ELBO()` if left out. It is copied, never changed.
+        estimator: any `pyro.infer.ELBO`, `Trace_ELBO()` if left out. It is copied, never changed; what a copy learns
+            (a multiplier) stands in the metrics, and in the checkpoint.
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
+        max_seconds: stop after the epoch in which the training time, all in all, reaches this.
         batch_size: rows a step.
         beta: KL weight: a number, a schedule (`linear(0, 1, epochs=200)`), or either by site name.
         optimizer: makes the optimiser from the parameters.
@@ -105,7 +109,7 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
     """
     out = None if out is None else Path(out)
-    _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, supervised)
+    _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised)
     _check_folder(out, resume, overwrite)
     _check_batches(structure, data, batch_size)
     structure, data = _on_one_device(structure, data, device)
@@ -135,14 +139,21 @@ def fit(
     if resume:
         loop.restore()
     callbacks = [ProgressBar()] if callbacks is None else list(callbacks)
-    return loop.train(epochs, checkpoint_every, callbacks + ([JSONLines(out / METRICS)] if out else []))
+    return loop.train(
+        epochs,
+        math.inf if max_seconds is None else max_seconds,
+        checkpoint_every,
+        callbacks + ([JSONLines(out / METRICS)] if out else []),
+    )
 
 
-def _check_arguments(data, epochs, batch_size, monitor_size, checkpoint_every, supervised) -> None:
+def _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised) -> None:
     numbers = dict(epochs=epochs, batch_size=batch_size, monitor_size=monitor_size, checkpoint_every=checkpoint_every)
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds is {max_seconds}; give a number of seconds above 0")
     if not isinstance(data, Dataset):
         raise DataError(f"data is a {type(data).__name__}; expected a Dataset, from load(...) or Dataset(name, x, x)")
     if supervised and (data.y_train is None or data.y_test is None):

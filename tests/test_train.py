@@ -20,6 +20,7 @@ from pyro_lvae import (
     IWAE,
     Callback,
     CheckpointError,
+    ConstrainedELBO,
     ContractError,
     DataError,
     Dataset,
@@ -439,3 +440,24 @@ def test_metrics_are_json_lines(tiny, tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "st')  # a crash in the middle of a line
     assert read_metrics(tmp_path / "metrics.jsonl") == history
+
+
+def test_a_multiplier_is_learned_in_a_copy_kept_in_the_checkpoint_and_gone_on_with(tiny, tmp_path):
+    estimator, options = ConstrainedELBO(0.5, rate=0.05), dict(batch_size=15, **QUIET)
+    whole = fit(ladder(), tiny, estimator, epochs=4, **options)
+    assert estimator.multiplier == 1.0
+    torch.manual_seed(0)
+    fit(ladder(), tiny, estimator, epochs=2, out=tmp_path, **options)
+    parts = fit(ladder(), tiny, estimator, epochs=4, out=tmp_path, resume=True, **options)
+    assert [m.learned["multiplier"] for m in whole] == [m.learned["multiplier"] for m in parts]
+    assert whole[0].learned["multiplier"] != whole[1].learned["multiplier"]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["estimator"]["multiplier"] == parts[-1].learned["multiplier"]
+    fit(ladder(), tiny, IWAE(2), epochs=5, out=tmp_path, resume=True, **options)  # another estimator learns its own
+
+
+def test_training_stops_after_so_many_seconds(tiny, tmp_path):
+    history = fit(ladder(), tiny, epochs=100_000, max_seconds=0.2, out=tmp_path, checkpoint_every=1000, **QUIET)
+    assert history[-1].seconds >= 0.2 > history[-2].seconds
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == len(history)
+    with pytest.raises(ValueError, match="max_seconds is 0"):
+        fit(ladder(), tiny, max_seconds=0, **QUIET)
