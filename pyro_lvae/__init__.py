@@ -8,6 +8,8 @@ from .contract import ContractError, check
 from .data import DataError, Dataset, load
 from .evaluate import (
     active_units,
+    ais_log_likelihood,
+    bidirectional_monte_carlo,
     elbo,
     encode,
     interpolate,

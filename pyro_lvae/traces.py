@@ -61,6 +61,18 @@ class MeanMessenger(Messenger):
             msg["value"], msg["done"] = fn.mean, True
 
 
+class ValuesMessenger(Messenger):
+    """The sites named take the values given, in place of draws."""
+
+    def __init__(self, values: dict[str, Tensor]):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
 @dataclass(frozen=True)
 class Site:
     """One sample site, seen from the model (p) and from the guide (q).
@@ -237,21 +249,43 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
     return book
 
 
+def log_densities(fn: Callable, values: dict[str, Tensor], *args) -> dict[str, Tensor]:
+    """{site: log-density} of a model or a guide at given values of its latents: nats, `[K, B]` each.
+
+    Args:
+        fn: model or guide; called with `args`.
+        values: {latent: `[K, B, ...]`}.
+    """
+    num_particles = len(next(iter(values.values())))
+    sites = _sample_sites(run(ParticleMessenger(num_particles)(ValuesMessenger(values)(fn)), *args))
+    return {name: _log_prob(site) for name, site in sites.items()}
+
+
 def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> dict:
     """{latent name: (distribution, value)} of one run of the guide."""
     sites = _sample_sites(run(structure.guide, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
 
 
-def generate(structure: nn.Module, x: Tensor, latents: dict[str, Tensor], y: Tensor | None = None, *, mean=False):
+def generate(
+    structure: nn.Module,
+    x: Tensor,
+    latents: dict[str, Tensor],
+    y: Tensor | None = None,
+    *,
+    mean: bool = False,
+    num_particles: int | None = None,
+) -> dict[str, tuple]:
     """Run the model with `latents` fixed and x not observed: {site name: (distribution, value)}.
 
     `x` gives the length, dtype and device alone; labels `y`, where they are a site, stay observed.
-    With `mean`, the remaining sites take their means in place of draws.
+    With `mean`, the remaining sites take their means in place of draws; with `num_particles`, there
+    are K draws `[K, B, ...]`.
     """
     fixed = latents if y is None else {**latents, "y": y}
     model = poutine.condition(poutine.uncondition(structure.model), data=fixed)
     model = MeanMessenger()(model) if mean else model
+    model = model if num_particles is None else ParticleMessenger(num_particles)(model)
     sites = _sample_sites(run(model, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
 
