@@ -87,7 +87,7 @@ class Loop:
     def train(
         self, epochs: int, max_seconds: float, checkpoint_every: int, callbacks: list[Callback]
     ) -> list[EpochMetrics]:
-        """Train until `epochs` epochs are completed, or the first that ends after `max_seconds` of training."""
+        """Train until `epochs` epochs are completed, or for `max_seconds`; the last epoch may then be a part of one."""
         if self.out is not None and self.saved_step is None:
             self.save()
         with ExitStack() as stack:
@@ -98,7 +98,7 @@ class Loop:
             self.structure.train()
             is_done = self.epoch >= epochs
             while not is_done:
-                self._epoch(callbacks, stop)
+                self._epoch(callbacks, stop, max_seconds)
                 is_done = self.epoch >= epochs or self.seconds >= max_seconds
                 if self.out is not None and (self.epoch % checkpoint_every == 0 or is_done):
                     self.save()
@@ -150,8 +150,8 @@ class Loop:
 
     # ------------------------------------------------------------------ one epoch, one step
 
-    def _epoch(self, callbacks: list[Callback], stop: threading.Event) -> None:
-        """One epoch, or what a resumed run has left of it."""
+    def _epoch(self, callbacks: list[Callback], stop: threading.Event, max_seconds: float) -> None:
+        """One epoch, or what a resumed run has left of it, or what the time suffices for."""
         started = time.perf_counter() - self.epoch_seconds
         self.order = self.data.order() if self.order is None else self.order
         for x, y in self.data.batches(self.batch_size, self.order, skip=self.batch):
@@ -163,6 +163,8 @@ class Loop:
             if stop.is_set():
                 self.save()
                 raise KeyboardInterrupt(f"stopped after step {self.step}; resume from {self.out}")
+            if self.seconds + self.epoch_seconds >= max_seconds:
+                break
         metrics = self._end_epoch()
         for callback in callbacks:
             callback.on_epoch(metrics)

@@ -92,6 +92,143 @@ class Summary:
         ]
 
 
+@dataclass(frozen=True)
+class GradientQuality:
+    """How an estimator's gradient of the bound behaves, for one group of parameters; per datum of the batch.
+
+    Norms are Euclidean, over all parameters of the group; squared norms have the share of the
+    Monte Carlo noise subtracted.
+
+    Attributes:
+        norm: of the mean gradient.
+        std: root of the summed variances of its entries, from draw to draw.
+        snr: norm / std, the signal-to-noise ratio (of one draw of all K particles).
+        bias: distance of the mean from the gradient of log p(x), estimated with many particles.
+        bias_noise: standard error of that distance; a bias below it means nothing.
+        own_bias: distance of the mean from the gradient of the estimator's own bound, differentiated
+            plainly with the same noise; 0 by construction for most, `None` where sites cannot be
+            reparameterised, or the estimator has no such bound.
+        own_bias_noise: standard error of that distance.
+    """
+
+    norm: float
+    std: float
+    snr: float
+    bias: float
+    bias_noise: float
+    own_bias: float | None
+    own_bias_noise: float | None
+
+
+@dataclass(frozen=True)
+class EstimatorQuality:
+    """What one estimator does on a structure and a batch.
+
+    Attributes:
+        estimator: its name and arguments.
+        num_particles: K.
+        value: mean of the objective over draws, nats per datum; for most a bound of log p(x).
+        stderr: its Monte Carlo standard error.
+        gradients: {"model" | "guide" | "shared": quality}.
+        seconds: median time of a value and gradient.
+        peak_bytes: largest memory that lives at one moment of it, beyond the weights.
+        values: the objective of each draw, nats per datum.
+        gradient_norms: {group: norm of the gradient of each draw}.
+    """
+
+    estimator: str
+    num_particles: int
+    value: float
+    stderr: float
+    gradients: dict[str, GradientQuality]
+    seconds: float
+    peak_bytes: int
+    values: list[float]
+    gradient_norms: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Estimators side by side on one structure and one batch; nats per datum.
+
+    Attributes:
+        structure: its class.
+        num_rows: rows of the batch.
+        num_parameters: {group: number of parameters}: the model's own, the guide's own, and shared.
+        log_p: log p(x) by importance sampling, mean over the batch.
+        num_samples: importance samples a row.
+        log_p_annealed: log p(x) by annealed importance sampling; `None` where it was not asked for.
+        annealed_gap: mean gap of bidirectional Monte Carlo on as many rows drawn from the model.
+        reference_particles: of the gradient of log p(x).
+        reference_norm: {group: norm of that gradient}.
+        rows: one estimator each.
+        skipped: {estimator: why it cannot be used here}.
+    """
+
+    structure: str
+    num_rows: int
+    num_parameters: dict[str, int]
+    log_p: float
+    num_samples: int
+    log_p_annealed: float | None
+    annealed_gap: float | None
+    reference_particles: int
+    reference_norm: dict[str, float]
+    rows: list[EstimatorQuality]
+    skipped: dict[str, str]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows, in words."""
+        heads = ["estimator", "value", "to IS", "to AIS"]
+        heads += [f"{group} {what}" for group in self.num_parameters for what in ("SNR", "std", "bias")]
+        return [*heads, "ms", "MiB"], [self._row(row) for row in self.rows]
+
+    def _row(self, row: EstimatorQuality) -> list[str]:
+        to_annealed = "" if self.log_p_annealed is None else f"{self.log_p_annealed - row.value:.2f}"
+        cells = [row.estimator, f"{row.value:.2f} ± {row.stderr:.2f}", f"{self.log_p - row.value:.2f}", to_annealed]
+        for group, g in row.gradients.items():
+            bias, noise = (g.bias, g.bias_noise) if group == "model" else (g.own_bias, g.own_bias_noise)
+            cells += [f"{g.snr:.2f}", f"{g.std:.3g}", "" if bias is None else _beyond_noise(bias, noise)]
+        return [*cells, f"{1e3 * row.seconds:.1f}", f"{row.peak_bytes / 2**20:.1f}"]
+
+
+@dataclass(frozen=True)
+class TrainingComparison:
+    """One structure trained by each estimator from the same start for the same time.
+
+    Attributes:
+        structure, data: what was trained on what.
+        max_seconds: training time of each.
+        histories: {estimator: the metrics of its epochs}.
+        log_p: {estimator: test log p(x) by importance sampling, nats per datum}.
+        log_p_stderr: {estimator: standard error of that over the rows}.
+        num_samples: importance samples a row.
+        skipped: {estimator: why it cannot be used here}.
+    """
+
+    structure: str
+    data: str
+    max_seconds: float
+    histories: dict[str, list[EpochMetrics]]
+    log_p: dict[str, float]
+    log_p_stderr: dict[str, float]
+    num_samples: int
+    skipped: dict[str, str]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows, in words."""
+        rows = []
+        for name, history in self.histories.items():
+            last = history[-1]
+            log_p = f"{self.log_p[name]:.2f} ± {self.log_p_stderr[name]:.2f}"
+            rows.append([name, f"{last.test_elbo:.2f}", log_p, str(last.epoch), str(last.step), f"{last.seconds:.0f}"])
+        return ["estimator", "test ELBO", "test log p(x)", "epochs", "steps", "seconds"], rows
+
+
+def _beyond_noise(bias: float, noise: float) -> str:
+    return f"{bias:.2g}" if bias > noise else f"< {noise:.1g}" if noise > 0 else "0"
+
+
 def write_json(path: Path, value) -> None:
     """Write a dataclass or dict as JSON, atomically."""
     value = value if isinstance(value, dict) else asdict(value)

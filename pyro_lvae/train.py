@@ -81,7 +81,8 @@ def fit(
         estimator: any `pyro.infer.ELBO`, `Trace_ELBO()` if left out. It is copied, never changed; what a copy learns
             (a multiplier) stands in the metrics, and in the checkpoint.
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
-        max_seconds: stop after the epoch in which the training time, all in all, reaches this.
+        max_seconds: stop once the training time, all in all, reaches this; the last epoch is then a part
+            of one, and counts as one.
         batch_size: rows a step.
         beta: KL weight: a number, a schedule (`linear(0, 1, epochs=200)`), or either by site name.
         optimizer: makes the optimiser from the parameters.

@@ -1,11 +1,13 @@
 """ELBO estimators; each one is a `pyro.infer.ELBO`. Pyro's own plug in as they are."""
 
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 from .base import LedgerELBO, backward
 from .constrained import GECO, ConstrainedELBO
 from .elbo import AnalyticELBO, BetaELBO, FreeBits, KLBalanced, SampledELBO
 from .importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, Renyi
+from .named import label
+from .named import parse as _parse
 from .path import STL, DReG
 from .support import check_supported
 
@@ -34,5 +36,15 @@ ESTIMATORS = {
     RenyiELBO: "Pyro's Renyi bound, for local sites without subsampling",
 }
 
+
+def parse(text: str) -> list[ELBO]:
+    """Estimators from a list such as `SampledELBO, IWAE(50), DReG(50, alpha=0.5), my_module.MyELBO()`.
+
+    >>> [label(e) for e in parse("IWAE(50), PIWAE(2, 3)")]
+    ['IWAE(50)', 'PIWAE(2, 3)']
+    """
+    return _parse(text, {cls.__name__: cls for cls in ESTIMATORS})
+
+
 __all__ = [cls.__name__ for cls in ESTIMATORS if cls.__module__.startswith(__name__)]
-__all__ += ["ESTIMATORS", "LedgerELBO", "backward", "check_supported"]
+__all__ += ["ESTIMATORS", "LedgerELBO", "backward", "check_supported", "label", "parse"]

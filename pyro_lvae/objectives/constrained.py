@@ -26,16 +26,16 @@ class Lagrangian(LedgerELBO):
     Args:
         allowance: what the constraint allows, nats a datum.
         rate: of the ascent.
-        multiplier: lambda to begin with.
+        initial: lambda to begin with.
         num_particles: K.
     """
 
-    def __init__(self, allowance: float, rate: float, multiplier: float, num_particles: int):
+    def __init__(self, allowance: float, rate: float, initial: float, num_particles: int):
         super().__init__(num_particles=num_particles)
-        if not (allowance > 0 and rate > 0 and multiplier > 0):
-            raise ValueError(f"constraint {allowance}, rate {rate}, multiplier {multiplier}; each must be positive")
-        self.allowance, self.rate = allowance, rate
-        self._state = {"multiplier": torch.tensor(float(multiplier), dtype=torch.double)}
+        if not (allowance > 0 and rate > 0 and initial > 0):
+            raise ValueError(f"constraint {allowance}, rate {rate}, initial {initial}; each must be positive")
+        self.allowance, self.rate, self.initial = allowance, rate, initial
+        self._state = {"multiplier": torch.tensor(float(initial), dtype=torch.double)}
 
     @property
     def multiplier(self) -> Tensor:
@@ -75,12 +75,13 @@ class ConstrainedELBO(Lagrangian):
     Args:
         epsilon: the budget, nats a datum.
         rate: of the multiplier's ascent.
-        multiplier: lambda to begin with.
+        initial: lambda to begin with.
         num_particles: K.
     """
 
-    def __init__(self, epsilon: float, rate: float = 0.01, multiplier: float = 1.0, num_particles: int = 1):
-        super().__init__(epsilon, rate, multiplier, num_particles)
+    def __init__(self, epsilon: float, rate: float = 0.01, initial: float = 1.0, num_particles: int = 1):
+        super().__init__(epsilon, rate, initial, num_particles)
+        self.epsilon = epsilon
 
     def bound(self, sites: Ledger) -> Tensor:
         violation = self.violation(sites)
@@ -102,7 +103,7 @@ class GECO(Lagrangian):
     Args:
         distortion: the allowed mean of -log p(x|z), nats a datum.
         rate: of the multiplier's ascent.
-        multiplier: lambda to begin with.
+        initial: lambda to begin with.
         decay: of the moving average.
         num_particles: K.
     """
@@ -111,14 +112,14 @@ class GECO(Lagrangian):
         self,
         distortion: float,
         rate: float = 0.01,
-        multiplier: float = 1.0,
+        initial: float = 1.0,
         decay: float = 0.99,
         num_particles: int = 1,
     ):
-        super().__init__(distortion, rate, multiplier, num_particles)
+        super().__init__(distortion, rate, initial, num_particles)
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; expected 0 or more and less than 1")
-        self.decay = decay
+        self.distortion, self.decay = distortion, decay
         self._state["average"] = torch.tensor(float("nan"), dtype=torch.double)
 
     def bound(self, sites: Ledger) -> Tensor:
