@@ -4,6 +4,7 @@ from ._version import __version__
 from .annealing import Schedule, anneal, constant, cyclical, linear
 from .callbacks import Callback, JSONLines, ProgressBar, TensorBoard
 from .checkpoint import CheckpointError, load_checkpoint, load_weights
+from .comparison import compare, compare_training
 from .contract import ContractError, check
 from .data import DataError, Dataset, load
 from .evaluate import (
@@ -42,7 +43,7 @@ from .objectives import (
     Renyi,
     SampledELBO,
 )
-from .results import EpochMetrics, Summary
+from .results import Comparison, EpochMetrics, Summary, TrainingComparison
 from .structures import VAE, GaussianHierarchy, HierarchicalVAE, LadderVAE, Structure
 from .svi import for_svi
 from .traces import ledger

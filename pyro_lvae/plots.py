@@ -22,7 +22,7 @@ from .evaluate import (
     sample_prior,
 )
 from .evaluate.latents import ACTIVE
-from .results import EpochMetrics
+from .results import Comparison, EpochMetrics, EstimatorQuality, TrainingComparison
 
 GAP = 1  # white pixels between images
 MAX_POINTS = 2000  # test rows in the scatter plots
@@ -112,6 +112,72 @@ def active_units(activity: dict[str, Activity]) -> Figure:
 def latent_manifold(structure: nn.Module, like: Tensor, shape: tuple[int, int], size: int = 20) -> Figure:
     """E[x | z] over the unit square through the inverse normal CDF, for a 2-D top layer."""
     return image_grid(manifold(structure, like, size).flatten(0, 1), shape, size, "latent manifold")
+
+
+def gradient_quality(comparison: Comparison) -> Figure:
+    """Values below log p(x); the model's gradient by bias and noise; signal-to-noise against K, model and guide."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    values, bias, *ratios = figure.subplots(2, 2).flat
+    _values(values, comparison)
+    _bias_and_noise(bias, comparison.rows)
+    for ax, group in zip(ratios, ("model", "guide"), strict=True):
+        ax.set(title=f"signal-to-noise, {group} parameters", xlabel="K", ylabel="|E g| / sd(g)")
+        for name, rows in _families(comparison.rows).items():
+            points = [(r.num_particles, r.gradients[group].snr) for r in rows if group in r.gradients]
+            points = sorted((k, snr) for k, snr in points if 0 < snr < float("inf"))
+            if points:
+                ax.plot(*zip(*points, strict=True), ".-", label=name)
+        ax.set(xscale="log", yscale="log")
+        ax.spines[["top", "right"]].set_visible(False)
+    ratios[0].legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def training_curves(comparison: TrainingComparison) -> Figure:
+    """Test ELBO over training time, a line an estimator; final log p(x) in the legend. Nats per datum."""
+    figure, ax = _axes(
+        "seconds of training", "test ELBO, nats per datum", f"{comparison.structure}, same start and time"
+    )
+    for name, history in comparison.histories.items():
+        label = f"{name}: log p {comparison.log_p[name]:.2f}"
+        ax.plot([m.seconds for m in history], [m.test_elbo for m in history], label=label)
+    curves = [m.test_elbo for history in comparison.histories.values() for m in history]
+    low, high = torch.quantile(torch.tensor(curves), 0.1).item(), max(curves)
+    ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _values(ax, comparison: Comparison) -> None:
+    ax.set(title=f"value on {comparison.num_rows} rows", xlabel="nats per datum")
+    for i, row in enumerate(reversed(comparison.rows)):
+        ax.errorbar(row.value, i, xerr=row.stderr, fmt="o", color="C0", markersize=4)
+    ax.set_yticks(range(len(comparison.rows)), [r.estimator for r in reversed(comparison.rows)], fontsize=8)
+    ax.axvline(comparison.log_p, color="0.5", linestyle="--", label=f"IS, {comparison.num_samples:,} samples")
+    if comparison.log_p_annealed is not None:
+        ax.axvline(comparison.log_p_annealed, color="C1", linestyle=":", label="annealed IS")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _bias_and_noise(ax, rows: list[EstimatorQuality]) -> None:
+    ax.set(title="gradient for the model: bias and noise", xlabel="distance of the mean from d log p(x)", ylabel="sd")
+    for row in rows:
+        if (g := row.gradients.get("model")) is not None and g.std > 0:
+            x = max(g.bias, g.bias_noise)  # a bias within its noise stands at the noise, hollow
+            filled = "C0" if g.bias > g.bias_noise else "none"
+            ax.scatter(x, g.std, facecolors=filled, edgecolors="C0", s=20)
+            ax.annotate(row.estimator, (x, g.std), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    ax.set(xscale="log", yscale="log")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _families(rows: list[EstimatorQuality]) -> dict[str, list[EstimatorQuality]]:
+    """{class: its estimators}, in the order of their first."""
+    families: dict[str, list[EstimatorQuality]] = {}
+    for row in rows:
+        families.setdefault(row.estimator.split("(")[0], []).append(row)
+    return families
 
 
 def draw(

@@ -177,19 +177,28 @@ class Comparison:
     rows: list[EstimatorQuality]
     skipped: dict[str, str]
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows, in words."""
-        heads = ["estimator", "value", "to IS", "to AIS"]
-        heads += [f"{group} {what}" for group in self.num_parameters for what in ("SNR", "std", "bias")]
-        return [*heads, "ms", "MiB"], [self._row(row) for row in self.rows]
+    def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
+        """{title: heads and rows}, in words; a gradient's bias is printed where it stands out of its noise."""
+        truth = [f"log p(x) {self.log_p:.2f} by {self.num_samples:,} importance samples"]
+        if self.log_p_annealed is not None:
+            truth += [f"{self.log_p_annealed:.2f} by annealing (gap {self.annealed_gap:.2f} on simulated data)"]
+        title = f"{self.structure}, {self.num_rows} rows; {', '.join(truth)}; nats per datum"
+        heads = ["estimator", "value", "below IS", "below AIS", "ms", "MiB"]
+        tables = {title: (heads, [self._value(row) for row in self.rows])}
+        for group, size in self.num_parameters.items():
+            heads = ["estimator", "|E g|", "sd(g)", "SNR", "bias to d log p", "bias to own bound"]
+            rows = [[r.estimator, *self._gradient(r.gradients[group])] for r in self.rows]
+            tables[f"gradient of {size:,} {group} parameters"] = heads, rows
+        return tables
 
-    def _row(self, row: EstimatorQuality) -> list[str]:
-        to_annealed = "" if self.log_p_annealed is None else f"{self.log_p_annealed - row.value:.2f}"
-        cells = [row.estimator, f"{row.value:.2f} ± {row.stderr:.2f}", f"{self.log_p - row.value:.2f}", to_annealed]
-        for group, g in row.gradients.items():
-            bias, noise = (g.bias, g.bias_noise) if group == "model" else (g.own_bias, g.own_bias_noise)
-            cells += [f"{g.snr:.2f}", f"{g.std:.3g}", "" if bias is None else _beyond_noise(bias, noise)]
+    def _value(self, row: EstimatorQuality) -> list[str]:
+        annealed = "" if self.log_p_annealed is None else f"{self.log_p_annealed - row.value:.2f}"
+        cells = [row.estimator, f"{row.value:.2f} ± {row.stderr:.2f}", f"{self.log_p - row.value:.2f}", annealed]
         return [*cells, f"{1e3 * row.seconds:.1f}", f"{row.peak_bytes / 2**20:.1f}"]
+
+    def _gradient(self, g: GradientQuality) -> list[str]:
+        own = "" if g.own_bias is None else _beyond_noise(g.own_bias, g.own_bias_noise)
+        return [f"{g.norm:.3g}", f"{g.std:.3g}", f"{g.snr:.3g}", _beyond_noise(g.bias, g.bias_noise), own]
 
 
 @dataclass(frozen=True)
@@ -215,14 +224,16 @@ class TrainingComparison:
     num_samples: int
     skipped: dict[str, str]
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows, in words."""
+    def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
+        """{title: heads and rows}, in words."""
         rows = []
         for name, history in self.histories.items():
             last = history[-1]
             log_p = f"{self.log_p[name]:.2f} ± {self.log_p_stderr[name]:.2f}"
             rows.append([name, f"{last.test_elbo:.2f}", log_p, str(last.epoch), str(last.step), f"{last.seconds:.0f}"])
-        return ["estimator", "test ELBO", "test log p(x)", "epochs", "steps", "seconds"], rows
+        heads = ["estimator", "test ELBO", "test log p(x)", "epochs", "steps", "seconds"]
+        title = f"{self.structure} on {self.data}, {self.max_seconds:g} s of training each; nats per datum"
+        return {title: (heads, rows)}
 
 
 def _beyond_noise(bias: float, noise: float) -> str:

@@ -71,11 +71,11 @@ class Run:
         return read_summary(path) if path.exists() else None
 
 
-def claim_folder(out: str | Path | None, stem: str, *, resume: bool = False, overwrite: bool = False) -> Path:
+def claim_folder(out: str | Path | None, stem: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Make the folder of a new run, or name that of an old one, in which nothing is touched yet.
 
     Args:
-        out: the folder; `None` takes the first free one of runs/STEM-1, runs/STEM-2 ...
+        out: the folder; `None` takes the first free one of STEM-1, STEM-2 ...
 
     Raises:
         FileExistsError: it holds something already, and neither `resume` nor `overwrite` was asked for; or
@@ -101,15 +101,15 @@ def claim_folder(out: str | Path | None, stem: str, *, resume: bool = False, ove
     return folder
 
 
-def _first_free(stem: str) -> Path:
+def _first_free(stem: str | Path) -> Path:
     for number in range(1, 10**6):
-        folder = Path("runs", f"{stem}-{number}")
+        folder = Path(f"{stem}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         return folder
-    raise FileExistsError(f"runs/{stem}-1 and a million more exist; name a folder with out")
+    raise FileExistsError(f"{stem}-1 and a million more exist; name a folder with out")
 
 
 class RunFiles(Callback):

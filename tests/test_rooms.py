@@ -12,8 +12,19 @@ PACKAGE = Path(__file__).parents[1] / "pyro_lvae"
 # Lowest first. A room may import the rooms before it.
 ROOMS = [
     *("_version", "nets", "conditionals", "structures", "data", "traces", "contract", "annealing", "objectives"),
-    *("svi", "results", "checkpoint", "callbacks", "loop", "train", "evaluate", "inference_data", "plots", "report"),
-    *("runs", "__init__", "cli", "__main__"),
+    *(
+        "svi",
+        "results",
+        "checkpoint",
+        "callbacks",
+        "loop",
+        "train",
+        "evaluate",
+        "comparison",
+        "inference_data",
+        "plots",
+    ),
+    *("report", "runs", "__init__", "cli", "__main__"),
 ]
 
 

@@ -44,7 +44,7 @@ def compare(
     num_samples: int = 5000,
     reference_particles: int = 1000,
     reference_repeats: int = 4,
-    num_temperatures: int = 200,
+    num_temperatures: int = 100,
     num_chains: int = 16,
     y: Tensor | None = None,
     seed: int = 0,

@@ -1,0 +1,167 @@
+"""`train`: its options, and the runs that it leaves."""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, lazy_instance
+from pyro.infer import ELBO
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ..annealing import Schedule
+from ..callbacks import ProgressBar, TensorBoard
+from ..contract import check
+from ..data import Dataset, load
+from ..evaluate import refuse_global_sites
+from ..results import Summary
+from ..runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
+from ..structures import STRUCTURES, LadderVAE
+from ..traces import evaluating, forked_noise, ledger
+from ..train import fit
+
+WARM_UP = lazy_instance(Schedule, start=0.0, stop=1.0, length=20)
+
+
+class _AnyStructure(ABCMeta):
+    """Any module with a model and a guide counts as a subclass; the package's own are the known ones."""
+
+    def __subclasscheck__(cls, other) -> bool:
+        has_pair = all(callable(getattr(other, name, None)) for name in ("model", "guide"))
+        return other is cls or (isinstance(other, type) and issubclass(other, nn.Module) and has_pair)
+
+    def __subclasses__(cls) -> list[type]:
+        return list(STRUCTURES)
+
+
+class AnyStructure(metaclass=_AnyStructure):
+    """A latent structure: an `nn.Module` with `model` and `guide`, whose first argument is `x_dim`."""
+
+    @abstractmethod
+    def model(self): ...  # abstract, so that it is not offered as a choice itself
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def train(
+    config: str,
+    data: str = "digits",
+    root: str | None = None,
+    binarize: bool | None = None,
+    structure: Callable[[int], AnyStructure] = LadderVAE,
+    estimator: ELBO | None = None,
+    beta: float | Schedule | dict[str, float | Schedule] = WARM_UP,
+    seed: int = 0,
+    device: str | None = None,
+    out: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    num_samples: int = 1000,
+    num_images: int = 1000,
+    tensorboard: bool = True,
+    supervised: bool = False,
+    epochs: int = 60,
+    **options,
+) -> Summary:
+    """Train a structure, evaluate it and report, all into one run folder.
+
+    Args:
+        config: all options as YAML, kept in the run folder.
+        data: a data set by name (`pyro-lvae list`), or an .npz with x_train, x_test[, y_train, y_test].
+        root: folder of the data; else PYRO_LVAE_DATA, else the user's cache.
+        binarize: draw binary images anew each epoch; left out, as is the custom for the data set.
+        structure: a class of the package by name, or your own as my_module.MyVAE; it is given x_dim.
+        estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, Trace_ELBO.
+        beta: KL weight: a number, or a schedule: --beta.length 20 warms up from 0 to 1 over 20 epochs.
+        seed: of all random numbers.
+        device: left out, CUDA where there is one.
+        out: run folder; left out, the next free runs/DATA-STRUCTURE-NUMBER.
+        resume: see FLAGS.
+        overwrite: see FLAGS.
+        num_samples: importance samples of the final log-likelihood.
+        num_images: the first so many test images are taken for it.
+        tensorboard: write TensorBoard files too.
+        supervised: pass the labels to model and guide, for structures that use them; the package's own ignore y.
+        epochs: passes over the training data, all in all; a resumed run does the rest of them.
+    """
+    dataset = load(data, root, binarize=binarize).to(auto_device(device))
+    torch.manual_seed(seed)
+    module = structure(dataset.x_dim).to(dataset.x_train.device)
+    name = type(module).__name__
+    _check_evaluable(module, dataset, supervised)
+    folder = claim_folder(out, f"runs/{dataset.name}-{name}", resume=resume, overwrite=overwrite)
+    Console().print(f"{name} on {dataset.name} ({len(dataset.x_train):,} rows of {dataset.x_dim}) in {folder}")
+    board = [TensorBoard(folder / BOARD)] if tensorboard else []
+    try:
+        history = fit(
+            module,
+            dataset,
+            estimator,
+            epochs=epochs,
+            beta=beta,
+            supervised=supervised,
+            out=folder,
+            resume=resume,
+            overwrite=overwrite,
+            callbacks=[RunFiles(folder, config), ProgressBar(), *board],
+            **options,
+        )
+    finally:
+        if not any(folder.iterdir()):  # refused before it began
+            folder.rmdir()
+    run = Run(folder, module, dataset, _estimator_name(estimator), history, supervised)
+    summary = run.evaluate(num_samples, num_images)
+    print_summary(summary, run.report())
+    return summary
+
+
+def _check_evaluable(module: nn.Module, data: Dataset, supervised: bool) -> None:
+    """Refuse before training what could not be evaluated after it."""
+    x, y = data.train_rows(2)
+    args = (x, y) if supervised else (x,)
+    check(module, *args)
+    with evaluating(module), forked_noise(x.device):
+        refuse_global_sites(ledger(module.model, module.guide, *args))
+
+
+def _estimator_name(estimator: ELBO | None) -> str:
+    return "Trace_ELBO" if estimator is None else type(estimator).__name__
+
+
+def open_run(folder: str, device: str | None) -> Run:
+    """The run in a folder, from its config.yaml and checkpoint."""
+    path = Path(folder, CONFIG)
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; name the folder of a run of `pyro-lvae train`")
+    parser = train_parser()
+    options = parser.instantiate(parser.parse_path(path))
+    data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
+    structure = options.structure(data.x_dim).to(data.x_train.device)
+    return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], options.supervised).load()
+
+
+FLAGS = {
+    "resume": "go on with the run in --out, whose config.yaml is then the default of every option",
+    "overwrite": "replace the run in --out",
+}
+
+
+def train_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=train.__doc__.split("\n")[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="options from a YAML file")
+    parser.add_function_arguments(train, skip={"config", "resume", "overwrite"}, as_group=False)
+    for flag, meaning in FLAGS.items():
+        parser.add_argument(f"--{flag}", action=ActionYesNo, default=False, help=meaning)
+    return parser
+
+
+def print_summary(summary: Summary, path: Path) -> None:
+    table = Table(box=None, show_header=False)
+    for label, value in (*summary.rows(), ("report", str(path))):
+        table.add_row(label, value)
+    Console().print(table)
