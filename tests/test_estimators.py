@@ -84,7 +84,7 @@ def stl(r):
 
 def dreg(alpha):
     def reference(r):
-        bound = iwae(r) if alpha == 0 else renyi(alpha)(r)
+        bound = {0: iwae, 1: elbo}.get(alpha, renyi(alpha))(r)
         v = ((1 - alpha) * r.log_w.detach()).exp()
         v = v / v.sum(0)
         parts = [r.gradient(bound, "model"), only(r.gradient(bound, "draw"), *GLOBAL)]
@@ -92,6 +92,22 @@ def dreg(alpha):
             coefficient = v * (1 - r.beta[layer] * (1 - alpha)) + r.beta[layer] * (1 - alpha) * v**2
             parts.append(only(r.gradient(r.scale * (coefficient * r.log_w).sum(), "draw"), *names))
         return bound, add(*parts)
+
+    return reference
+
+
+def dreg_prior(alpha):
+    def reference(r):
+        bound, gradient = dreg(alpha)(r)
+        v = ((1 - alpha) * r.log_w.detach()).exp()
+        v = (v / v.sum(0)).unsqueeze(-1)
+        s, sp = r.score["s1"].exp(), r.model["p1"].exp()
+        slope = (-(r.z1 - r.m1) / s**2 + (r.z1 - r.mp) / sp**2).detach()
+        (total,) = torch.autograd.grad(r.log_w.sum(), r.z1, retain_graph=True)
+        direction = r.scale * r.beta["z1"] * (v * slope + (1 - alpha) * v * (1 - v) * total)
+        eps = ((r.z1 - r.mp) / sp).detach()
+        layer = r.gradient((direction.detach() * (r.mp + sp * eps)).sum(), "model")
+        return bound, {n: layer[n] if n in ("a", "p1") else g for n, g in gradient.items()}
 
     return reference
 
@@ -178,6 +194,8 @@ ESTIMATORS = {
     "DReG": (lambda: DReG(4), dreg(0.0)),
     "DReG(alpha=0.5)": (lambda: DReG(4, alpha=0.5), dreg(0.5)),
     "DReG(alpha=-1)": (lambda: DReG(4, alpha=-1), dreg(-1.0)),
+    "DReG(prior)": (lambda: DReG(4, prior=True), dreg_prior(0.0)),
+    "DReG(alpha=1, prior)": (lambda: DReG(4, 1.0, True), dreg_prior(1.0)),
     "RWS": (lambda: RWS(4), rws),
     "TVO": (lambda: TVO(4), tvo),
     "BetaELBO": (lambda: BetaELBO(3.0, 4), plain(beta_elbo({"z1": 3.0, "z2": 3.0}))),
@@ -308,10 +326,13 @@ def test_no_variance_at_the_exact_posterior(estimator, is_zero):
     assert (largest < 1e-9) is is_zero
 
 
-def guide_gradients(estimator, x, repeats, beta):
-    """Gradients `[repeats, P]` of the guide's parameters."""
+PRIOR = ("a", "p1")
+
+
+def gradients(estimator, x, repeats, beta):
+    """Gradients `[repeats, P]` of the parameters of guide and prior."""
     structure, found = TwoLayers(), []
-    names = [n for layer in LAYERS.values() for n in layer]
+    names = [*PRIOR, *(n for layer in LAYERS.values() for n in layer)]
     for _ in range(repeats):
         structure.zero_grad()
         with anneal(beta=beta):
@@ -339,21 +360,23 @@ class ConstantScores(DReG):
         (STL(2), SampledELBO(2), True),
         (DReG(4), IWAE(4), True),
         (DReG(4, alpha=0.5), Renyi(0.5, 4), True),
+        (DReG(4, prior=True), IWAE(4), True),
+        (DReG(2, alpha=1.0, prior=True), SampledELBO(2), True),
         (ConstantScores(4), IWAE(4), False),
     ],
-    ids=["STL", "DReG", "DReG(alpha=0.5)", "scores held constant"],
+    ids=["STL", "DReG", "DReG(alpha=0.5)", "DReG(prior)", "STL(prior)", "scores held constant"],
 )
 def test_unbiased_on_a_hierarchy(estimator, plain, is_unbiased, beta):
-    """Squared differences of the two mean gradients, in standard errors, summed over 18 parameters.
+    """Squared differences of the two mean gradients, in standard errors, summed over 24 parameters.
 
-    A chi-square of 18 degrees of freedom exceeds 55 less than once in 10,000 seeds. The last
+    A chi-square of 24 degrees of freedom exceeds 62 less than once in 10,000 seeds. The last
     estimator shows that the test can fail.
     """
     x = torch.randn(1, 3, dtype=torch.double).expand(3000, -1)
-    ours, theirs = (guide_gradients(e, x, 60, beta) for e in (estimator, plain))
+    ours, theirs = (gradients(e, x, 60, beta) for e in (estimator, plain))
     difference, count = ours.mean(0) - theirs.mean(0), len(ours)
     chi2 = (difference.square() / ((ours.var(0) + theirs.var(0)) / count)).sum().item()
-    assert (chi2 < 55.0) is is_unbiased, chi2
+    assert (chi2 < 62.0) is is_unbiased, chi2
 
 
 @pytest.mark.parametrize(("estimator", "plain"), [(STL(2), SampledELBO(2)), (DReG(4), IWAE(4))], ids=["STL", "DReG"])

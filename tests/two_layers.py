@@ -85,6 +85,7 @@ class Roles:
         self.z2 = z2 = x @ d["e2"].T + d["s2"].exp() * e2
         e1 = torch.normal(0 * one, one)
         z1 = x @ d["e1x"].T + z2.sin() @ d["e1z"].T + d["s1"].exp() * e1
+        self.z1, self.m1, self.mp = z1, x @ q["e1x"].T + z2.sin() @ q["e1z"].T, z2 @ p["a"].T
         self.log_px = log_normal(x, z1.tanh() @ p["w"].T + g, 0.6)
         m2, m1 = x @ q["e2"].T, x @ q["e1x"].T + z2.sin() @ q["e1z"].T
         self.log_p = {"z2": log_normal(z2, torch.zeros(2), 1.0), "z1": log_normal(z1, z2 @ p["a"].T, p["p1"].exp())}

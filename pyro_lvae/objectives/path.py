@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ..traces import Ledger
+from ..traces import Ledger, Site
 from .base import LedgerELBO
 from .gradients import gradients_at_draws, replace_at_draws, with_value
 from .importance import renyi_mean
+from .support import check_same_order, names
 
 
 class STL(LedgerELBO):
@@ -48,22 +52,32 @@ class DReG(LedgerELBO):
 
     On hierarchies it is unbiased because that derivative keeps the scores of later layers, d log q(z_j|z_i)/dz_i
     through m_j (the further terms that Bauer & Mnih find); with the parameters of every q held
-    constant, as a single layer allows, they would be missing. The model's gradient is that of
-    IWAE. (Bauer & Mnih's second part, the same for the parameters of p(z), is not built.)
+    constant, as a single layer allows, they would be missing.
 
-    Batch norm in training mode makes the particles of a batch see each other; the identity then
-    holds up to that.
+    With `prior`, the scores of p(z_i|.) are reparameterised away as well (Bauer & Mnih's second part):
+
+        grad_theta = sum_k sum_i beta_i [v_k r_ik + (1-alpha) v_k (1-v_k) d log w_k/dz_ik] dT_i/dtheta,
+        r_i = d/dz (log q(z|.) - log p(z|.)) at z_i,   T_i = mu_p,i + sigma_p,i eps at the eps that gives z_i
+
+    Where model and guide share networks, as in a ladder, the scores of p and q nearly cancel in the
+    plain gradient; without `prior` one of the two is left alone, and the shared networks' gradient is
+    noisier than that of IWAE.
+
+    Batch norm in training mode makes the particles of a batch see each other; the identities then
+    hold up to that.
 
     Args:
         num_particles: K.
         alpha: order of the Renyi bound; 0 is IWAE's, 1 the ELBO's (and this is `STL`).
+        prior: for the model's latent layers too; they must be Normal, and sampled in the same order
+            by guide and model.
     """
 
-    def __init__(self, num_particles: int = 5, alpha: float = 0.0):
+    def __init__(self, num_particles: int = 5, alpha: float = 0.0, prior: bool = False):
         super().__init__(num_particles=num_particles)
         if not math.isfinite(alpha):
             raise ValueError(f"alpha is {alpha}; doubly reparameterised gradients need a finite order")
-        self.alpha = float(alpha)
+        self.alpha, self.prior = float(alpha), prior
 
     def bound(self, sites: Ledger) -> Tensor:
         return sites.total(renyi_mean(sites.local_log_weight(), self.alpha))
@@ -71,9 +85,57 @@ class DReG(LedgerELBO):
     def objective(self, sites: Ledger) -> Tensor:
         bound = self.bound(sites)
         v = ((1 - self.alpha) * sites.local_log_weight().detach()).softmax(0)
-        gradients = gradients_at_draws(bound, sites.draws)
-        for name, gradient in gradients.items():
-            if sites[name].is_local:
-                factor = 1 - sites[name].beta * (1 - self.alpha) * (1 - v)
-                gradients[name] = gradient * factor.reshape(*v.shape, *[1] * (gradient.ndim - v.ndim))
-        return replace_at_draws(with_value(self.bound(sites.without_scores()), bound), sites.draws, gradients)
+        totals = gradients_at_draws(bound, sites.draws)
+        scored = {n: sites[n].beta * (1 - self.alpha) * (1 - v) for n in totals if sites[n].is_local}
+        at_draws = {n: g * (1 - _like(scored[n], g)) if n in scored else g for n, g in totals.items()}
+        gradient_of = self.bound(self._for_model(sites, scored))
+        if self.prior:
+            gradient_of = gradient_of + sum(
+                (self._at_prior(sites, n, v) + _like(scored[n], g) * g).mul(_prior_draw(sites[n])).sum()
+                for n, g in totals.items()
+                if n in scored
+            )
+        return replace_at_draws(with_value(gradient_of, bound), sites.draws, at_draws)
+
+    def check(self, sites: Ledger) -> None:
+        super().check(sites)
+        if not self.prior:
+            return
+        check_same_order("DReG(prior=True)", sites, "would be biased", instead="DReG")
+        local = {n: s for n, s in sites.latents.items() if s.is_local}
+        if odd := [n for n, s in local.items() if s.p is None or _normal(s.p) is None]:
+            raise ValueError(f"DReG(prior=True) shifts and scales Normal priors, and {names(odd)} has none; use DReG")
+
+    def _for_model(self, sites: Ledger, scored: dict[str, Tensor]) -> Ledger:
+        """What the densities alone hand on: log p to the model, but for the layers treated otherwise."""
+        plain = sites.without_scores()
+        if self.prior:
+            for name in scored:
+                plain[name] = replace(plain[name], log_p=plain[name].log_p.detach())
+        return plain
+
+    def _at_prior(self, sites: Ledger, name: str, v: Tensor) -> Tensor:
+        """N/B beta_i v_k d/dz (log q(z_i|.) - log p(z_i|.)), at given parameters of both."""
+        site, z = sites[name], sites[name].value.detach().requires_grad_()
+        with torch.enable_grad():
+            ratio = scale_and_mask(site.q.log_prob(z) - site.p.log_prob(z), 1.0, site.mask)
+            slope = torch.autograd.grad(ratio.sum(), z)[0]
+        return sites.plate_scale() * _like(site.beta * v, slope) * slope
+
+
+def _normal(fn):
+    """The Normal under event dims and expansions, or `None`."""
+    while hasattr(fn, "base_dist") and type(fn).__name__ == "Independent":
+        fn = fn.base_dist
+    return fn if type(fn).__name__ == "Normal" else None
+
+
+def _prior_draw(site: Site) -> Tensor:
+    """mu_p + sigma_p eps, of the value of the draw, with a gradient for mu_p and sigma_p alone."""
+    p = _normal(site.p)
+    return p.loc + p.scale * ((site.value - p.loc) / p.scale).detach()
+
+
+def _like(weights: Tensor, value: Tensor) -> Tensor:
+    """`[K, B]` weights, to be multiplied with `[K, B, ...]`."""
+    return weights.reshape(*weights.shape, *[1] * (value.ndim - weights.ndim))

@@ -53,17 +53,22 @@ def check_analytic(name: str, sites: Ledger, *, instead: str) -> None:
             f"{name} with sites that only the guide has is not a bound: a closed-form KL drops their log-density; "
             f"use {instead}"
         )
-    model_order, guide_order = tuple(sites.latents), sites.guide_order
-    if model_order != guide_order:
-        raise ValueError(
-            f"{name} takes each layer's KL in closed form given the layers before it, so guide and model must "
-            f"sample in the same order; the guide samples {names(guide_order)} and the model {names(model_order)}, "
-            f"and the result would not be a bound. Use {instead}, or a top-down guide"
-        )
+    check_same_order(name, sites, "would not be a bound", instead=instead)
     deltas = [n for n, s in sites.latents.items() if "Delta" in _class_names(s.q)]
     if deltas:
         raise ValueError(
             f"{name} drops the log-density of a Delta, and {names(deltas)} has one in the guide; use {instead}"
+        )
+
+
+def check_same_order(name: str, sites: Ledger, otherwise: str, *, instead: str) -> None:
+    """Raise `ValueError` unless the guide samples in the model's order."""
+    model_order, guide_order = tuple(sites.latents), sites.guide_order
+    if model_order != guide_order:
+        raise ValueError(
+            f"{name} takes each layer's densities in p and in q given the same layers before it, so guide and model "
+            f"must sample in the same order; the guide samples {names(guide_order)} and the model "
+            f"{names(model_order)}, and the result {otherwise}. Use {instead}, or a top-down guide"
         )
 
 
