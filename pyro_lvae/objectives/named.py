@@ -11,19 +11,24 @@ from pyro.infer import ELBO
 
 
 def label(estimator: ELBO) -> str:
-    """The class with its arguments, up to the last that is not the default or is the number of particles.
+    """The class with its arguments: those up to the number of particles, and what is not the default after it.
 
     `parse` reads it again, for the package's own estimators.
 
     >>> from pyro_lvae import DReG, Renyi
-    >>> label(DReG(50)), label(Renyi(-1.0, 5))
-    ('DReG(50)', 'Renyi(-1.0, 5)')
+    >>> label(DReG(50, prior=True)), label(Renyi(-1.0, 5))
+    ('DReG(50, prior=True)', 'Renyi(-1.0, 5)')
     """
-    parameters = list(inspect.signature(type(estimator)).parameters.values())
-    values = [getattr(estimator, p.name, p.default) for p in parameters]
-    shown = [p.name == "num_particles" or v != p.default for p, v in zip(parameters, values, strict=True)]
-    last = max((i for i, is_shown in enumerate(shown) if is_shown), default=-1)
-    return f"{type(estimator).__name__}({', '.join(map(repr, values[: last + 1]))})"
+    parameters = inspect.signature(type(estimator)).parameters
+    names, shown = list(parameters), []
+    counted = names.index("num_particles") if "num_particles" in names else -1
+    for position, (name, parameter) in enumerate(parameters.items()):
+        value = getattr(estimator, name, parameter.default)
+        if position <= counted:
+            shown.append(repr(value))
+        elif value != parameter.default:
+            shown.append(f"{name}={value!r}")
+    return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
 def parse(text: str, known: dict[str, type]) -> list[ELBO]:
