@@ -153,13 +153,13 @@ def parameter_groups(structure: nn.Module, *args) -> dict[str, list[nn.Parameter
         {"model" | "guide" | "shared": parameters}, without empty groups.
     """
     parameters = [p for p in structure.parameters() if p.requires_grad]
-    with torch.no_grad():
+    with evaluating(structure):
         sites = ledger(structure.model, structure.guide, *args, num_particles=1)
     latents = {name: site.value for name, site in sites.latents.items() if site.q is not None}
     reads = []
     for fn in (structure.model, structure.guide):
         values = {name: z.clone() for name, z in latents.items()}  # nothing computed for the one serves the other
-        with torch.enable_grad():
+        with evaluating(structure), torch.enable_grad():
             total = sum(v.sum() for v in log_densities(fn, values, *args).values())
             found = torch.autograd.grad(total, parameters, allow_unused=True)
         reads.append([g is not None for g in found])
@@ -264,7 +264,8 @@ class _Measured:
         return GradientQuality(
             norm=moments.norm(),
             std=std,
-            snr=moments.norm() / std if std > 0 else math.inf,
+            snr=moments.norm() / std if std > 0 else None,
+            snr_floor=1 / math.sqrt(moments.count),
             bias=bias,
             bias_noise=noise,
             own_bias=own,

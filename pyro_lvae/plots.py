@@ -115,7 +115,10 @@ def latent_manifold(structure: nn.Module, like: Tensor, shape: tuple[int, int], 
 
 
 def gradient_quality(comparison: Comparison) -> Figure:
-    """Values below log p(x); the model's gradient by bias and noise; signal-to-noise against K, model and guide."""
+    """Values below log p(x); the model's gradient by bias and noise; signal-to-noise against K, model and guide.
+
+    A hollow bias is within its noise; a ratio in the grey is not told from 0 by that many draws.
+    """
     figure = Figure(figsize=(11, 8), layout="constrained")
     values, bias, *ratios = figure.subplots(2, 2).flat
     _values(values, comparison)
@@ -124,10 +127,11 @@ def gradient_quality(comparison: Comparison) -> Figure:
         ax.set(title=f"signal-to-noise, {group} parameters", xlabel="K", ylabel="|E g| / sd(g)")
         for name, rows in _families(comparison.rows).items():
             points = [(r.num_particles, r.gradients[group].snr) for r in rows if group in r.gradients]
-            points = sorted((k, snr) for k, snr in points if 0 < snr < float("inf"))
+            points = sorted((k, snr) for k, snr in points if snr)
             if points:
                 ax.plot(*zip(*points, strict=True), ".-", label=name)
         ax.set(xscale="log", yscale="log")
+        ax.axhspan(0, 1 / len(comparison.rows[0].values) ** 0.5, color="0.93")  # not told from 0 by so many draws
         ax.spines[["top", "right"]].set_visible(False)
     ratios[0].legend(frameon=False, fontsize=8, ncols=2)
     return figure

@@ -102,7 +102,8 @@ class GradientQuality:
     Attributes:
         norm: of the mean gradient.
         std: root of the summed variances of its entries, from draw to draw.
-        snr: norm / std, the signal-to-noise ratio (of one draw of all K particles).
+        snr: norm / std, the signal-to-noise ratio (of one draw of all K particles); `None` without noise.
+        snr_floor: below this, the number of draws does not tell the ratio from 0.
         bias: distance of the mean from the gradient of log p(x), estimated with many particles.
         bias_noise: standard error of that distance; a bias below it means nothing.
         own_bias: distance of the mean from the gradient of the estimator's own bound, differentiated
@@ -113,7 +114,8 @@ class GradientQuality:
 
     norm: float
     std: float
-    snr: float
+    snr: float | None
+    snr_floor: float
     bias: float
     bias_noise: float
     own_bias: float | None
@@ -198,7 +200,8 @@ class Comparison:
 
     def _gradient(self, g: GradientQuality) -> list[str]:
         own = "" if g.own_bias is None else _beyond_noise(g.own_bias, g.own_bias_noise)
-        return [f"{g.norm:.3g}", f"{g.std:.3g}", f"{g.snr:.3g}", _beyond_noise(g.bias, g.bias_noise), own]
+        snr = "" if g.snr is None else f"{g.snr:.2g}" if g.snr > g.snr_floor else f"< {g.snr_floor:.1g}"
+        return [f"{g.norm:.3g}", f"{g.std:.3g}", snr, _beyond_noise(g.bias, g.bias_noise), own]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 
 
 def label(estimator: ELBO) -> str:
-    """The class with its arguments: those up to the number of particles, and what is not the default after it.
+    """The class with its arguments: those up to the last number of anything, and what is not the default after it.
 
     `parse` reads it again, for the package's own estimators.
 
@@ -20,8 +20,8 @@ def label(estimator: ELBO) -> str:
     ('DReG(50, prior=True)', 'Renyi(-1.0, 5)')
     """
     parameters = inspect.signature(type(estimator)).parameters
-    names, shown = list(parameters), []
-    counted = names.index("num_particles") if "num_particles" in names else -1
+    shown = []
+    counted = max((i for i, name in enumerate(parameters) if name.startswith("num_")), default=-1)
     for position, (name, parameter) in enumerate(parameters.items()):
         value = getattr(estimator, name, parameter.default)
         if position <= counted:
@@ -56,7 +56,7 @@ def _made(node: ast.expr, known: dict[str, type]) -> ELBO:
     try:
         return cls(*map(_literal, call.args), **{k.arg: _literal(k.value) for k in call.keywords})
     except (TypeError, ValueError) as error:
-        signature = str(inspect.signature(cls)).split(" ->")[0]
+        signature = str(inspect.signature(cls)).split(" ->")[0].replace("'", "")
         raise ValueError(f"{text}: {error}; the arguments are {cls.__name__}{signature}") from error
 
 
