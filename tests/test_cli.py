@@ -221,3 +221,65 @@ def test_errors_are_one_sentence_and_leave_nothing_behind(argv, message, capsys,
 def test_help_runs_as_a_module(command):
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True)
     assert "pyro-lvae" in done.stdout
+
+
+COMPARE = ["--num_rows", "5", "--num_samples", "5", "--num_repeats", "2", "--num_temperatures", "3"]
+COMPARE += ["--reference_particles", "3"]
+
+
+def test_compare_estimators_on_a_run(run, capsys):
+    main(["compare", "run", *COMPARE, "--estimators", "SampledELBO, IWAE(3), DReG(3, prior=True)"])
+    main(["compare", "run", *COMPARE, "--estimators", "Trace_ELBO"])
+    folder = run / "comparison-1"
+    assert {p.name for p in folder.iterdir()} == {"comparison.json", "comparison.png", "draws.nc"}
+    found = json.loads((folder / "comparison.json").read_text())
+    assert [row["estimator"] for row in found["rows"]] == ["SampledELBO(1)", "IWAE(3)", "DReG(3, prior=True)"]
+    assert (run / "comparison-2").exists()
+    printed = capsys.readouterr().out
+    for text in ("below AIS", "gradient of", "bias to own bound", "run/comparison-1"):
+        assert text in printed
+
+
+def test_compare_estimators_untrained_and_by_training(tmp_path, capsys):
+    small = ["--structure", "HierarchicalVAE", *SMALL[:4], *COMPARE]
+    main(["compare", *small])
+    assert "left out: AnalyticELBO(1): " in capsys.readouterr().out
+    assert (tmp_path / "runs" / "digits-HierarchicalVAE-comparison-1" / "comparison.json").exists()
+    main(["compare", *small, "--train_seconds", "0.2", "--estimators", "IWAE(2), DReG(2)", "--out", "trained"])
+    found = json.loads((tmp_path / "trained" / "comparison.json").read_text())
+    assert set(found["histories"]) == {"IWAE(2)", "DReG(2)"}
+    assert "name another folder" in _fails(capsys, "compare", *small, "--out", "trained")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["compare", "nowhere"], "holds no config.yaml"),
+        (["compare", "--estimators", "IWEA(5)"], "there is no estimator 'IWEA'"),
+        (["compare", "--num_rows", "0"], "num_rows is 0"),
+        (["compare", "--num_repeats", "1"], "at least 2"),
+        (["compare", "--train_seconds", "0"], "max_seconds is 0"),
+    ],
+)
+def test_compare_refuses_in_one_sentence(argv, message, capsys, tmp_path):
+    assert message in _fails(capsys, *argv)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *(["SampledELBO"], ["AnalyticELBO"], ["STL"], ["IWAE"], ["DReG"], ["DReG", "--estimator.prior", "true"]),
+        *(["Renyi", "--estimator.alpha", "-1"], ["Renyi", "--estimator.alpha=-.inf"], ["PIWAE"], ["MIWAE"], ["CIWAE"]),
+        *(["TVO"], ["RWS"], ["BetaELBO"], ["BetaELBO", "--estimator.beta", '{"z1": 0.5}'], ["FreeBits"]),
+        *(["KLBalanced"], ["ConstrainedELBO", "--estimator.epsilon", "3"], ["GECO", "--estimator.distortion", "30"]),
+        *(["Trace_ELBO"], ["TraceGraph_ELBO"]),
+    ],
+    ids=" ".join,
+)
+def test_every_estimator_trains_the_digits_ladder(estimator, tmp_path):
+    main(["train", *SMALL, "--estimator", *estimator, "--out", "run", "--tensorboard", "false"])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    learned = json.loads(lines[-1])["learned"]
+    assert ("multiplier" in learned) is (estimator[0] in ("ConstrainedELBO", "GECO"))

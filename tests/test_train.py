@@ -461,3 +461,11 @@ def test_training_stops_after_so_many_seconds(tiny, tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == len(history)
     with pytest.raises(ValueError, match="max_seconds is 0"):
         fit(ladder(), tiny, max_seconds=0, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "name", ["ReweightedWakeSleep", "TraceTailAdaptive_ELBO", "JitTrace_ELBO", "JitTraceGraph_ELBO"]
+)
+def test_estimators_of_pyros_that_would_fail_in_the_middle_are_refused_before(name, tiny):
+    with pytest.raises(ValueError, match=f"{name} (does not work here|needs num_particles)"):
+        fit(ladder(), tiny, getattr(pyro.infer, name)(), epochs=1, **QUIET)

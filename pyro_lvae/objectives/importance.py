@@ -41,7 +41,7 @@ class Renyi(LedgerELBO):
     the data plate and the plate is not subsampled.
 
     Args:
-        alpha: the order; any number, -inf and inf included.
+        alpha: the order; any number, -inf and inf included (on the command line, as YAML has it, -.inf).
         num_particles: K.
     """
 

@@ -6,6 +6,15 @@ from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 from ..traces import Ledger
 
+# Pyro's estimators that cannot train a structure whose parameters are ordinary `nn.Parameter`s, and what can.
+UNSUITED = {
+    "ReweightedWakeSleep": "it returns two losses; use pyro_lvae.RWS",
+    "JitTrace_ELBO": "TorchScript cannot trace modules; use pyro_lvae.SampledELBO or Trace_ELBO",
+    "JitTraceEnum_ELBO": "TorchScript cannot trace modules; use TraceEnum_ELBO",
+    "JitTraceMeanField_ELBO": "TorchScript cannot trace modules; use pyro_lvae.AnalyticELBO",
+    "JitTraceGraph_ELBO": "TorchScript cannot trace modules; use TraceGraph_ELBO",
+}
+
 
 def check_supported(estimator: ELBO, sites: Ledger) -> None:
     """Raise `ValueError` where `estimator` would be silently wrong on a structure with these sites."""
@@ -13,6 +22,10 @@ def check_supported(estimator: ELBO, sites: Ledger) -> None:
         estimator.check(sites)
         return
     name = type(estimator).__name__
+    if name in UNSUITED:
+        raise ValueError(f"{name} does not work here: {UNSUITED[name]}")
+    if name == "TraceTailAdaptive_ELBO" and not (estimator.vectorize_particles and estimator.num_particles > 1):
+        raise ValueError("TraceTailAdaptive_ELBO needs num_particles of 2 or more, and vectorize_particles=True")
     if (enumerated := enumerated_sites(sites)) and not isinstance(estimator, TraceEnum_ELBO):
         raise ValueError(
             f"the model enumerates {names(enumerated)} and {name} would draw from the prior in its place; use "
