@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -121,19 +122,14 @@ def gradient_quality(comparison: Comparison) -> Figure:
     """
     figure = Figure(figsize=(11, 8), layout="constrained")
     values, bias, *ratios = figure.subplots(2, 2).flat
+    families = _families(comparison.rows)
+    colours = {name: f"C{i}" if i < 10 else "k" for i, name in enumerate(families)}
     _values(values, comparison)
-    _bias_and_noise(bias, comparison.rows)
+    _bias_and_noise(bias, families, colours)
     for ax, group in zip(ratios, ("model", "guide"), strict=True):
-        ax.set(title=f"signal-to-noise, {group} parameters", xlabel="K", ylabel="|E g| / sd(g)")
-        for name, rows in _families(comparison.rows).items():
-            points = [(r.num_particles, r.gradients[group].snr) for r in rows if group in r.gradients]
-            points = sorted((k, snr) for k, snr in points if snr)
-            if points:
-                ax.plot(*zip(*points, strict=True), ".-", label=name)
-        ax.set(xscale="log", yscale="log")
-        ax.axhspan(0, 1 / len(comparison.rows[0].values) ** 0.5, color="0.93")  # not told from 0 by so many draws
-        ax.spines[["top", "right"]].set_visible(False)
-    ratios[0].legend(frameon=False, fontsize=8, ncols=2)
+        _signal_to_noise(ax, families, colours, group)
+        ax.axhspan(0, 1 / len(comparison.rows[0].values) ** 0.5, color="0.93")
+    bias.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -164,23 +160,42 @@ def _values(ax, comparison: Comparison) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def _bias_and_noise(ax, rows: list[EstimatorQuality]) -> None:
-    ax.set(title="gradient for the model: bias and noise", xlabel="distance of the mean from d log p(x)", ylabel="sd")
-    for row in rows:
-        if (g := row.gradients.get("model")) is not None and g.std > 0:
-            x = max(g.bias, g.bias_noise)  # a bias within its noise stands at the noise, hollow
-            filled = "C0" if g.bias > g.bias_noise else "none"
-            ax.scatter(x, g.std, facecolors=filled, edgecolors="C0", s=20)
-            ax.annotate(row.estimator, (x, g.std), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    ax.set(xscale="log", yscale="log")
+def _bias_and_noise(ax, families: dict[str, list[EstimatorQuality]], colours: dict[str, str]) -> None:
+    for name, rows in families.items():
+        for i, row in enumerate(rows):
+            if (g := row.gradients.get("model")) is None or g.std == 0:
+                continue
+            x, filled = max(g.bias, g.bias_noise), colours[name] if g.bias > g.bias_noise else "none"
+            label = name if i == 0 else None
+            ax.scatter(x, g.std, facecolors=filled, edgecolors=colours[name], s=24, label=label)
+            ax.annotate(row.num_particles, (x, g.std), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    title = "gradient for the model: bias and noise, by K"
+    _logarithmic(ax, title=title, xlabel="distance of the mean from d log p(x)", ylabel="sd(g)")
+
+
+def _signal_to_noise(ax, families: dict, colours: dict[str, str], group: str) -> None:
+    for name, rows in families.items():
+        points = sorted((r.num_particles, r.gradients[group].snr) for r in rows if group in r.gradients)
+        points = [(k, snr) for k, snr in points if snr]
+        if points:
+            ax.plot(*zip(*points, strict=True), "o-", markersize=4, color=colours[name])
+    _logarithmic(ax, title=f"signal-to-noise, {group} parameters", xlabel="K", ylabel="|E g| / sd(g)")
+
+
+def _logarithmic(ax, **labels) -> None:
+    ax.set(xscale="log", yscale="log", **labels)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def _families(rows: list[EstimatorQuality]) -> dict[str, list[EstimatorQuality]]:
-    """{class: its estimators}, in the order of their first."""
+    """{name without K: its estimators}, in the order of their first."""
     families: dict[str, list[EstimatorQuality]] = {}
     for row in rows:
-        families.setdefault(row.estimator.split("(")[0], []).append(row)
+        name = re.sub(rf"(?<=[( ]){row.num_particles}(, |(?=\)))", "", row.estimator, count=1)
+        families.setdefault(name.replace(", )", ")").replace("()", ""), []).append(row)
     return families
 
 
