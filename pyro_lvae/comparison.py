@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .checkpoint import rng_state, set_rng_state
 from .data import Dataset
 from .evaluate import ais_log_likelihood, bidirectional_monte_carlo, log_likelihood, refuse_global_sites
 from .evaluate.chunks import args_of, check_rows, cost_of
@@ -226,7 +227,7 @@ class _Measured:
 
     def draw(self) -> None:
         """One more value and gradient."""
-        noise = torch.random.get_rng_state() if self.plain is not None else None
+        noise, device = rng_state(self.args[0].device), self.args[0].device
         started = time.perf_counter()
         drawn = self._gradient(self.estimator)
         self.seconds.append(time.perf_counter() - started)
@@ -235,11 +236,11 @@ class _Measured:
             self.moments[group].add(gradient)
             self.norms[group].append(gradient.norm().item())
         if self.plain is not None:
-            after = torch.random.get_rng_state()
-            torch.random.set_rng_state(noise)
+            after = rng_state(device)
+            set_rng_state(noise, device)
             for group, gradient in self._gradient(self.plain).gradients.items():
                 self.difference[group].add(drawn.gradients[group] - gradient)
-            torch.random.set_rng_state(after)
+            set_rng_state(after, device)
 
     def quality(self, reference: dict[str, _Moments]) -> EstimatorQuality:
         return EstimatorQuality(

@@ -19,6 +19,7 @@ from ..loop import NonFiniteLoss
 from ..runs import CONFIG
 from .commands import evaluate, list_, report, sample
 from .comparison import compare, compare_parser
+from .parser import Parser
 from .training import train, train_parser
 
 ERRORS = (CheckpointError, ContractError, DataError, FileExistsError, FileNotFoundError, NonFiniteLoss, ValueError)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="pyro-lvae", description=pyro_lvae.__doc__)
+    parser = Parser(prog="pyro-lvae", description=pyro_lvae.__doc__)
     commands = parser.add_subcommands()
     for name, function in COMMANDS.items():
         made = PARSERS[name]() if name in PARSERS else _command_parser(function)
@@ -63,7 +64,7 @@ def _parser() -> ArgumentParser:
 
 
 def _command_parser(function: Callable) -> ArgumentParser:
-    parser = ArgumentParser(description=function.__doc__.split("\n")[0])
+    parser = Parser(description=function.__doc__.split("\n")[0])
     parser.add_function_arguments(function, as_group=False, as_positional=True)
     return parser
 

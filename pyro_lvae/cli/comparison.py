@@ -18,6 +18,7 @@ from ..inference_data import comparison_draws, save_draws
 from ..results import Comparison, TrainingComparison, write_json
 from ..runs import auto_device, claim_folder
 from ..structures import LadderVAE
+from .parser import Parser
 from .training import AnyStructure, open_run
 
 
@@ -79,7 +80,7 @@ def compare(
 
 def compare_parser() -> ArgumentParser:
     """The parser of `compare`: its run is positional, and may be left out."""
-    parser = ArgumentParser(description=compare.__doc__.split("\n")[0])
+    parser = Parser(description=compare.__doc__.split("\n")[0])
     parser.add_argument("run", nargs="?", default=None, help="a run folder; left out, an untrained --structure")
     parser.add_function_arguments(compare, skip={"run"}, as_group=False)
     return parser

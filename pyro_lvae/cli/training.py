@@ -23,6 +23,7 @@ from ..runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
 from ..structures import STRUCTURES, LadderVAE
 from ..traces import evaluating, forked_noise, ledger
 from ..train import fit
+from .parser import Parser
 
 WARM_UP = lazy_instance(Schedule, start=0.0, stop=1.0, length=20)
 
@@ -152,7 +153,7 @@ FLAGS = {
 
 
 def train_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=train.__doc__.split("\n")[0])
+    parser = Parser(description=train.__doc__.split("\n")[0])
     parser.add_argument("--config", action=ActionConfigFile, help="options from a YAML file")
     parser.add_function_arguments(train, skip={"config", "resume", "overwrite"}, as_group=False)
     for flag, meaning in FLAGS.items():

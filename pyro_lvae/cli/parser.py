@@ -1,0 +1,44 @@
+"""A parser whose errors are a sentence."""
+
+from __future__ import annotations
+
+import re
+
+from jsonargparse import ArgumentParser
+
+from ..data import DATASETS
+from ..objectives import ESTIMATORS
+from ..structures import STRUCTURES
+
+KNOWN = {
+    "structure": [cls.__name__ for cls in STRUCTURES],
+    "estimator": [cls.__name__ for cls in ESTIMATORS],
+    "data": list(DATASETS),
+}
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's, which tells every type that an option could have had; the reason alone is printed here."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        if not self.exit_on_error:  # the parser of a class within an option: the outer one says it
+            super().error(message, ex)
+        self.exit(2, f"{self.prog.replace(' [options]', '')}: {_in_a_sentence(message)}\n")
+
+
+def _in_a_sentence(message: str) -> str:
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
+    text = re.sub(r"\.? (Got value|Given value( type)?): (Namespace|NestedArg)\(.*", "", text)
+    key = re.match(r'Parser key "([^"]+)": ?', text)
+    if key is None:
+        return text
+    option, reason = key[1], text[key.end() :]
+    name = re.search(r"Expected a dot import path string: ([\w.]+)", reason)
+    made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
+    if made:
+        return f"--{option} {made[1]}: {made[2]}"
+    if name and option in KNOWN:
+        return f"there is no {option} {name[1]!r}; known are {', '.join(KNOWN[option])}, or a path my_module.MyClass"
+    if pair := re.search(r"Expected '(\S+)' to be a subclass of AnyStructure", reason):
+        return f"--{option} {pair[1]}: a structure is an nn.Module with model and guide, and this is none"
+    return f"--{option}: {reason}"
