@@ -20,9 +20,16 @@ from torch.utils._pytree import tree_leaves
 
 from .checkpoint import rng_state, set_rng_state
 from .data import Dataset
-from .evaluate import ais_log_likelihood, bidirectional_monte_carlo, log_likelihood, refuse_global_sites
+from .evaluate import (
+    ais_log_likelihood,
+    bidirectional_monte_carlo,
+    check_annealable,
+    log_likelihood,
+    refuse_global_sites,
+)
 from .evaluate.chunks import args_of, check_rows, cost_of
-from .objectives import IWAE, LedgerELBO, backward, check_supported, label, parse
+from .loop import NonFiniteLoss
+from .objectives import IWAE, RWS, LedgerELBO, backward, check_supported, label, parse
 from .results import Comparison, EstimatorQuality, GradientQuality, TrainingComparison
 from .traces import Ledger, evaluating, fixed_noise, ledger, log_densities
 from .train import fit
@@ -62,7 +69,7 @@ def compare(
         num_repeats: draws of each value and gradient; they are taken in turn, so that their times compare.
         num_samples: importance samples a row of the log p(x) that gaps are measured from.
         reference_particles, reference_repeats: the gradient of log p(x) is that of IWAE with so many
-            particles, averaged over so many draws.
+            particles (of `RWS`, where a site cannot be reparameterised), averaged over so many draws.
         num_temperatures, num_chains: of annealed importance sampling, and of bidirectional Monte
             Carlo on data drawn from the model; 0 temperatures leave both out.
         y: labels `[B, ...]`, where the structure takes them.
@@ -71,16 +78,26 @@ def compare(
     Raises:
         ValueError: an estimator that was named does not suit the structure; an argument is out of range.
     """
-    if num_repeats < 2 or reference_repeats < 2:
-        raise ValueError(f"num_repeats={num_repeats}, reference_repeats={reference_repeats}; at least 2 are needed")
+    repeats = dict(
+        num_repeats=num_repeats, reference_repeats=reference_repeats, reference_particles=reference_particles
+    )
+    _check_counts(2, **repeats)
+    _check_counts(1, num_samples=num_samples, num_chains=num_chains)
+    _check_counts(0, num_temperatures=num_temperatures)
     x, y = check_rows(structure, x, y)
     args = args_of(x, y, slice(None))
     with fixed_noise(x.device, seed), pyro.validation_enabled(False), _own_gradients(structure):
         sites = _sites(structure, args)
         refuse_global_sites(sites)
         chosen, skipped = _chosen(estimators, sites)
+        if num_temperatures:
+            try:
+                check_annealable(structure, x, y)
+            except ValueError as error:
+                skipped["annealed importance sampling"], num_temperatures = str(error), 0
         groups = parameter_groups(structure, *args)
-        reference = _reference(structure, args, groups, reference_particles, reference_repeats)
+        many = _many_particles(reference_particles, sites)
+        reference = _reference(many, structure, args, groups, reference_repeats)
         measured = {label(e): _Measured(e, structure, args, groups, sites) for e in chosen}
         for _ in range(num_repeats):
             for each in measured.values():
@@ -125,6 +142,7 @@ def compare_training(
         **options: of `fit`, such as `batch_size` and `beta`.
     """
     options = {"callbacks": (), "epochs": 10**9, **options}
+    _check_counts(1, num_samples=num_samples, num_images=num_images)
     x, y = data.train_rows(2)
     supervised = options.get("supervised", False)
     chosen, skipped = _chosen(estimators, _sites(structure, (x, y) if supervised else (x,)))
@@ -132,16 +150,22 @@ def compare_training(
     for estimator in chosen:
         trained, name = copy.deepcopy(structure), label(estimator)
         with fixed_noise(data.x_train.device, seed):
-            histories[name] = fit(trained, data, estimator, max_seconds=max_seconds, **options)
+            try:
+                histories[name] = fit(trained, data, estimator, max_seconds=max_seconds, **options)
+            except NonFiniteLoss as error:
+                skipped[name] = str(error)
+                continue
             x, y = data.test_rows(num_images)
             log_p[name] = log_likelihood(trained, x, num_samples, y=y if supervised else None)
+    if not histories:
+        raise NonFiniteLoss(f"no estimator trained: {skipped}")
     return TrainingComparison(
         structure=type(structure).__name__,
         data=data.name,
         max_seconds=max_seconds,
         histories=histories,
         log_p={name: v.mean().item() for name, v in log_p.items()},
-        log_p_stderr={name: v.std().item() / math.sqrt(len(v)) for name, v in log_p.items()},
+        log_p_stderr={n: v.std().item() / math.sqrt(len(v)) if len(v) > 1 else None for n, v in log_p.items()},
         num_samples=num_samples,
         skipped=skipped,
     )
@@ -161,8 +185,11 @@ def parameter_groups(structure: nn.Module, *args) -> dict[str, list[nn.Parameter
     for fn in (structure.model, structure.guide):
         values = {name: z.clone() for name, z in latents.items()}  # nothing computed for the one serves the other
         with evaluating(structure), torch.enable_grad():
-            total = sum(v.sum() for v in log_densities(fn, values, *args).values())
+            total = sum(v.sum() for v in log_densities(fn, values, *args, num_particles=1).values())
+        if isinstance(total, Tensor) and total.requires_grad:
             found = torch.autograd.grad(total, parameters, allow_unused=True)
+        else:
+            found = [None] * len(parameters)
         reads.append([g is not None for g in found])
     names = {(True, False): "model", (False, True): "guide", (True, True): "shared"}
     groups: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
@@ -221,6 +248,7 @@ class _Measured:
         self.seconds: list[float] = []
         self.values: list[float] = []
         self.norms: dict[str, list[float]] = {group: [] for group in groups}
+        structure.zero_grad(set_to_none=True)
         with _PeakBytes(args[0].device) as memory:  # warms up, too
             self._gradient(estimator)
         self.peak_bytes = memory.peak
@@ -231,6 +259,8 @@ class _Measured:
         started = time.perf_counter()
         drawn = self._gradient(self.estimator)
         self.seconds.append(time.perf_counter() - started)
+        if not math.isfinite(drawn.value):
+            raise ValueError(f"{label(self.estimator)} gives {drawn.value} on this batch; leave it out")
         self.values.append(drawn.value)
         for group, gradient in drawn.gradients.items():
             self.moments[group].add(gradient)
@@ -307,14 +337,25 @@ def _flat(parameter: nn.Parameter) -> Tensor:
     return gradient.flatten().double()
 
 
+def _many_particles(num_particles: int, sites: Ledger) -> LedgerELBO:
+    """The estimator of the gradient of log p(x)."""
+    estimator = IWAE(num_particles)
+    try:
+        estimator.check(sites)
+    except ValueError:
+        return RWS(num_particles)
+    return estimator
+
+
 def _reference(
-    structure: nn.Module, args: tuple, groups: dict, num_particles: int, num_repeats: int
+    estimator: LedgerELBO, structure: nn.Module, args: tuple, groups: dict, num_repeats: int
 ) -> dict[str, _Moments]:
-    """The gradient of log p(x), per datum, by IWAE with many particles, a few rows at a time."""
+    """The gradient of log p(x), per datum, by many particles, a few rows at a time."""
+    num_particles = estimator.num_particles
     moments = {group: _Moments() for group in groups}
     with evaluating(structure):
         at_once = cost_of(structure, args[0], args[1] if len(args) > 1 else None).chunk(num_particles, MEMORY // 3)[0]
-    estimator, total = IWAE(num_particles), len(args[0])
+    total = len(args[0])
     for _ in range(num_repeats):
         parts: dict[str, Tensor] = {}
         for start in range(0, total, at_once):
@@ -325,6 +366,12 @@ def _reference(
         for group, gradient in parts.items():
             moments[group].add(gradient)
     return moments
+
+
+def _check_counts(least: int, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name} is {count}; at least {least} needed")
 
 
 def _sites(structure: nn.Module, args: tuple) -> Ledger:
@@ -346,6 +393,8 @@ def _chosen(estimators: str | Sequence[ELBO], sites: Ledger) -> tuple[list[ELBO]
             skipped[label(estimator)] = str(error)
         else:
             chosen.append(_with_nesting(estimator))
+    if not chosen:
+        raise ValueError(f"no estimator is left to compare; {skipped or 'name one, such as IWAE(50)'}")
     names = [label(e) for e in chosen]
     if twice := {n for n in names if names.count(n) > 1}:
         raise ValueError(f"{', '.join(sorted(twice))} stands twice among the estimators")

@@ -96,7 +96,7 @@ class Loop:
                 stack.callback(callback.on_end)
             stop = stack.enter_context(_interrupt_at_step_end(self.out is not None))
             self.structure.train()
-            is_done = self.epoch >= epochs
+            is_done = self.epoch >= epochs or self.seconds >= max_seconds
             while not is_done:
                 self._epoch(callbacks, stop, max_seconds)
                 is_done = self.epoch >= epochs or self.seconds >= max_seconds

@@ -105,11 +105,11 @@ class GradientQuality:
         snr: norm / std, the signal-to-noise ratio (of one draw of all K particles); `None` without noise.
         snr_floor: below this, the number of draws does not tell the ratio from 0.
         bias: distance of the mean from the gradient of log p(x), estimated with many particles.
-        bias_noise: standard error of that distance; a bias below it means nothing.
+        bias_noise: root of the noise that was subtracted from its square; the tables print a bias where it is larger.
         own_bias: distance of the mean from the gradient of the estimator's own bound, differentiated
             plainly with the same noise; 0 by construction for most, `None` where sites cannot be
             reparameterised, or the estimator has no such bound.
-        own_bias_noise: standard error of that distance.
+        own_bias_noise: root of the noise that was subtracted from its square.
     """
 
     norm: float
@@ -213,9 +213,9 @@ class TrainingComparison:
         max_seconds: training time of each.
         histories: {estimator: the metrics of its epochs}.
         log_p: {estimator: test log p(x) by importance sampling, nats per datum}.
-        log_p_stderr: {estimator: standard error of that over the rows}.
+        log_p_stderr: {estimator: standard error of that over the rows; `None` for a single one}.
         num_samples: importance samples a row.
-        skipped: {estimator: why it cannot be used here}.
+        skipped: {estimator: why it could not be used, or where it failed}.
     """
 
     structure: str
@@ -223,7 +223,7 @@ class TrainingComparison:
     max_seconds: float
     histories: dict[str, list[EpochMetrics]]
     log_p: dict[str, float]
-    log_p_stderr: dict[str, float]
+    log_p_stderr: dict[str, float | None]
     num_samples: int
     skipped: dict[str, str]
 
@@ -232,7 +232,8 @@ class TrainingComparison:
         rows = []
         for name, history in self.histories.items():
             last = history[-1]
-            log_p = f"{self.log_p[name]:.2f} ± {self.log_p_stderr[name]:.2f}"
+            error = "" if self.log_p_stderr[name] is None else f" ± {self.log_p_stderr[name]:.2f}"
+            log_p = f"{self.log_p[name]:.2f}{error}"
             rows.append([name, f"{last.test_elbo:.2f}", log_p, str(last.epoch), str(last.step), f"{last.seconds:.0f}"])
         heads = ["estimator", "test ELBO", "test log p(x)", "epochs", "steps", "seconds"]
         title = f"{self.structure} on {self.data}, {self.max_seconds:g} s of training each; nats per datum"

@@ -249,14 +249,14 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
     return book
 
 
-def log_densities(fn: Callable, values: dict[str, Tensor], *args) -> dict[str, Tensor]:
+def log_densities(fn: Callable, values: dict[str, Tensor], *args, num_particles: int) -> dict[str, Tensor]:
     """{site: log-density} of a model or a guide at given values of its latents: nats, `[K, B]` each.
 
     Args:
         fn: model or guide; called with `args`.
-        values: {latent: `[K, B, ...]`}.
+        values: {latent: `[K, B, ...]`}; other latents are drawn.
+        num_particles: K.
     """
-    num_particles = len(next(iter(values.values())))
     sites = _sample_sites(run(ParticleMessenger(num_particles)(ValuesMessenger(values)(fn)), *args))
     return {name: _log_prob(site) for name, site in sites.items()}
 
@@ -275,14 +275,15 @@ def generate(
     *,
     mean: bool = False,
     num_particles: int | None = None,
+    draw_labels: bool = False,
 ) -> dict[str, tuple]:
     """Run the model with `latents` fixed and x not observed: {site name: (distribution, value)}.
 
     `x` gives the length, dtype and device alone; labels `y`, where they are a site, stay observed.
     With `mean`, the remaining sites take their means in place of draws; with `num_particles`, there
-    are K draws `[K, B, ...]`.
+    are K draws `[K, B, ...]`. With `draw_labels`, labels that are a site are drawn too.
     """
-    fixed = latents if y is None else {**latents, "y": y}
+    fixed = latents if y is None or draw_labels else {**latents, "y": y}
     model = poutine.condition(poutine.uncondition(structure.model), data=fixed)
     model = MeanMessenger()(model) if mean else model
     model = model if num_particles is None else ParticleMessenger(num_particles)(model)

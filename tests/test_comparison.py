@@ -8,11 +8,14 @@ import pytest
 import torch
 from linear_gaussian import ExactPosterior, make_linear, marginal
 from pyro.infer import Trace_ELBO
-from test_estimators import ExactGuide
+from test_enumeration import Mixture
+from test_estimators import Discrete, ExactGuide
 
 from pyro_lvae import (
     IWAE,
+    RWS,
     STL,
+    TVO,
     VAE,
     ConstrainedELBO,
     DReG,
@@ -183,3 +186,45 @@ def test_training_by_each_from_the_same_start(tiny, tmp_path):
     (heads, rows), *_ = found.tables().values()
     assert len(rows) == 3
     assert len(heads) == len(rows[0])
+
+
+def test_a_single_image_and_an_estimator_that_fails(tiny):
+    class Nan(SampledELBO):
+        def bound(self, sites):
+            return super().bound(sites) * float("nan")
+
+    structure, options = LadderVAE(12, (5, 3), (16, 8)), dict(max_seconds=0.1, num_samples=5, num_images=1)
+    found = compare_training(structure, tiny, [SampledELBO(1), Nan(1)], **options)
+    assert found.log_p_stderr == {"SampledELBO(1)": None}
+    assert "the loss is nan" in found.skipped["Nan(1)"]
+    assert len(next(iter(found.tables().values()))[1]) == 1
+    with pytest.raises(ValueError, match=r"Nan\(1\) gives nan on this batch"):
+        compare(structure, tiny.x_test[:3], [Nan(1)], **QUICK)
+
+
+def test_discrete_guides_and_enumerated_sites():
+    x = torch.randn(4, 3).double()
+    found = compare(Discrete(), x, [RWS(4), TVO(4)], **QUICK)
+    assert found.rows[0].gradients["guide"].own_bias is None
+    with pytest.raises(ValueError, match="'c' cannot be reparameterised"):
+        compare(Discrete(), x, "IWAE(5)", **QUICK)
+    found = compare(Mixture(), torch.randn(4, 4).double(), "IWAE(5)", **QUICK | dict(num_temperatures=3))
+    assert "'c'" in found.skipped["annealed importance sampling"]
+    assert found.log_p_annealed is None
+
+
+def test_frozen_parameters_are_left_out(x):
+    structure = VAE(12, 3, 8)
+    for p in [*structure.decoder.parameters(), *structure.likelihood.parameters()]:
+        p.requires_grad_(False)
+    assert set(compare(structure, x, "IWAE(3), DReG(3)", **QUICK).num_parameters) == {"guide"}
+
+
+@pytest.mark.parametrize(
+    "options", [dict(num_samples=0), dict(num_temperatures=-1), dict(num_repeats=1), dict(reference_particles=1)]
+)
+def test_arguments_out_of_range_are_refused_before_anything_is_computed(options, x):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        compare(VAE(12, 3, 8), x, "IWAE(3)", **QUICK | options)
+    with pytest.raises(ValueError, match="no estimator is left"):
+        compare(VAE(12, 3, 8), x, "", **QUICK)

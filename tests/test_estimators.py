@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import ExactPosterior, posterior
+from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -157,7 +158,7 @@ def free_bits(kl):
 
 def balanced(always):
     def value(r):
-        at_one = {n: (r.log_q[n] - r.log_p[n]).mean().abs().detach() for n in ("z1", "z2")}
+        at_one = {n: (r.log_q[n] - r.log_p[n]).abs().mean().detach() for n in ("z1", "z2")}
         a = {n: (kl + 0.01) / 2 for n, kl in at_one.items()}
         gamma = {n: 2 * a[n] / (a["z1"] + a["z2"]) for n in a}
         gamma = {n: g if always or r.beta[n] < 1 else 1.0 for n, g in gamma.items()}
@@ -166,14 +167,18 @@ def balanced(always):
     return value
 
 
+def unannealed_kl(r):
+    return sum((r.log_q[n] - r.log_p[n]).mean() for n in ("z1", "z2"))
+
+
 def constrained(r):
-    kl = (r.share["z1"] + r.share["z2"]).mean()
+    kl = unannealed_kl(r)
     multiplier = 0.7 * math.exp(0.1 * max(-1, min(1, (kl.item() - 3) / 3)))
     return r.scale * (r.log_px.mean(0).sum() - len(r.x) * multiplier * (kl - 3)) + r.global_weight
 
 
 def geco(r):
-    kl, distortion = (r.share["z1"] + r.share["z2"]).mean(), -r.log_px.mean()
+    kl, distortion = unannealed_kl(r), -r.log_px.mean()
     multiplier = 0.7 * math.exp(0.1 * max(-1, min(1, (distortion.item() - 5) / 5)))
     return -r.scale * len(r.x) * (kl + multiplier * (distortion - 5)) + r.global_weight
 
@@ -451,6 +456,10 @@ def test_a_multiplier_climbs_while_the_constraint_is_broken_and_falls_while_it_h
         for _ in range(3):
             estimator.differentiable_loss(structure.model, structure.guide, x)
         assert (estimator.multiplier.item() > before) is climbs
+    with anneal(beta=0.0):  # warm-up does not hide the KL from the constraint
+        before = (strict := ConstrainedELBO(1e-3)).multiplier.item()
+        strict.differentiable_loss(structure.model, structure.guide, x)
+        assert strict.multiplier.item() > before
     again = ConstrainedELBO(1e3)
     again.load_state_dict(estimator.state_dict())
     assert again.multiplier == estimator.multiplier
@@ -528,6 +537,8 @@ def test_closed_form_kls_are_refused_where_they_do_not_add_up(estimator, x):
     "make",
     [
         lambda: IWAE(0),
+        lambda: IWAE(2.5),
+        lambda: MIWAE(2.0, 2),
         lambda: MIWAE(0, 5),
         lambda: RWS(1),
         lambda: TVO(1),
@@ -542,7 +553,7 @@ def test_closed_form_kls_are_refused_where_they_do_not_add_up(estimator, x):
     ],
 )
 def test_arguments_out_of_range_are_refused(make):
-    with pytest.raises(ValueError, match="expected|at least|give|must be|finite"):
+    with pytest.raises(ValueError, match="expected|at least|give|must be|finite|whole"):
         make()
 
 
@@ -550,3 +561,108 @@ def test_a_beta_for_a_site_that_is_not_there_is_refused(x):
     structure = TwoLayers()
     with pytest.raises(ValueError, match="'z7'; the local latent sites are 'z2', 'z1'"):
         BetaELBO({"z7": 2.0}).differentiable_loss(structure.model, structure.guide, x)
+
+
+class Flow(nn.Module):
+    """A guide whose transform may remember the noise behind its draws, as normalising flows do."""
+
+    def __init__(self, cache_size):
+        super().__init__()
+        self.cache_size, self.a = cache_size, nn.Parameter(torch.tensor([0.3, -0.2]).double())
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 3), 1.0).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        affine = torch.distributions.AffineTransform(self.a, self.a.exp(), cache_size=self.cache_size)
+        with pyro.plate("data", len(x), dim=-1):
+            base = dist.Normal(x[:, :2], 0.5)
+            pyro.sample("z", dist.TransformedDistribution(base, [affine]).to_event(1))
+
+
+@pytest.mark.parametrize("name", ["STL", "DReG", "RWS", "TVO"])
+def test_cached_transforms_are_refused_where_the_density_must_be_that_of_the_draw(name, x):
+    estimator, flow = ESTIMATORS[name][0](), Flow(1)
+    with pytest.raises(ValueError, match=f"{name} needs log q as a function of the draw, and the transforms of 'z'"):
+        estimator.differentiable_loss(flow.model, flow.guide, x)
+    assert math.isfinite(estimator.loss_and_grads(Flow(0).model, Flow(0).guide, x))
+
+
+@pytest.mark.parametrize("name", ["SampledELBO", "IWAE", "Renyi(0.5)", "PIWAE", "MIWAE"])
+def test_cached_transforms_change_nothing_elsewhere(name, x):
+    found = []
+    for cache_size in (0, 1):
+        flow = Flow(cache_size)
+        torch.manual_seed(1)
+        ESTIMATORS[name][0]().differentiable_loss(flow.model, flow.guide, x).backward()
+        found.append(flow.a.grad)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("estimator", [DReG(4), DReG(4, prior=True)], ids=["DReG", "DReG(prior)"])
+def test_where_a_layer_is_masked_there_is_no_score_to_take_away(estimator, x):
+    """The guide's gradient of rows whose z1 is masked is that of plain IWAE, draw by draw; of others it is not."""
+
+    class Masked(TwoLayers):
+        def model(self, x, y=None):
+            with poutine.mask(mask=self.mask):
+                super().model(x)
+
+        def guide(self, x, y=None):
+            with poutine.mask(mask=self.mask):
+                super().guide(x)
+
+    for mask, is_plain in ((False, True), (True, False)):
+        found = []
+        for each in (estimator, IWAE(4)):
+            structure = Masked()
+            structure.mask = torch.full((5,), mask)
+            torch.manual_seed(1)
+            observed = poutine.mask(lambda x, s=structure: s.model(x), mask=torch.ones(5, dtype=torch.bool))
+            each.differentiable_loss(observed, structure.guide, x).backward()
+            found.append(torch.zeros_like(structure.e1x) if structure.e1x.grad is None else structure.e1x.grad)
+        assert torch.allclose(*found) is is_plain
+
+
+class LeftOut(TwoLayers):
+    """The guide leaves z2 to the model: its proposal is its prior."""
+
+    def guide(self, x, y=None):
+        with self.plate(x):
+            pyro.sample("z1", dist.Normal(x @ self.e1x.T, self.s1.exp()).to_event(1))
+
+
+@pytest.mark.parametrize("name", ["STL", "DReG", "PIWAE", "RWS", "TVO"])
+def test_a_site_that_the_guide_leaves_out_is_refused(name, x):
+    with pytest.raises(ValueError, match=f"the guide leaves out 'z2', and {name} "):
+        ESTIMATORS[name][0]().differentiable_loss(LeftOut().model, LeftOut().guide, x)
+
+
+def test_a_value_is_refused_as_its_gradient_is(x):
+    structure = LeftOut()
+    with pytest.raises(ValueError, match="same order"):
+        AnalyticELBO().loss(structure.model, structure.guide, x)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "BetaELBO(by layer)"])
+def test_a_structure_of_global_latents_alone(name, x):
+    class GlobalAlone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = nn.Parameter(torch.zeros(3).double())
+
+        def model(self, x, y=None):
+            w = pyro.sample("w", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("x", dist.Normal(w, 1.0).to_event(1), obs=x)
+
+        def guide(self, x, y=None):
+            pyro.sample("w", dist.Normal(self.m, 1.0).to_event(1))
+
+    structure = GlobalAlone()
+    loss = ESTIMATORS[name][0]().differentiable_loss(structure.model, structure.guide, x)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert structure.m.grad.abs().sum() > 0

@@ -459,6 +459,8 @@ def test_training_stops_after_so_many_seconds(tiny, tmp_path):
     history = fit(ladder(), tiny, epochs=100_000, max_seconds=0.2, out=tmp_path, checkpoint_every=1000, **QUIET)
     assert history[-1].seconds >= 0.2 > history[-2].seconds
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == len(history)
+    again = fit(ladder(), tiny, epochs=100_000, max_seconds=0.2, out=tmp_path, resume=True, **QUIET)
+    assert len(again) == len(history)  # the time was used up
     with pytest.raises(ValueError, match="max_seconds is 0"):
         fit(ladder(), tiny, max_seconds=0, **QUIET)
 

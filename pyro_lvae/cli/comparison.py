@@ -63,6 +63,8 @@ def compare(
     """
     if num_rows < 1:
         raise ValueError(f"num_rows is {num_rows}; at least 1 is needed")
+    if out is not None and (Path(out).is_file() or (Path(out).exists() and any(Path(out).iterdir()))):
+        raise FileExistsError(f"{out} is not empty; name another folder with --out")
     torch.manual_seed(seed)
     module, dataset, is_supervised, stem = _subject(run, data, root, binarize, structure, device)
     x, y = dataset.test_rows(num_rows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ..traces import Site, evaluating, generate, ledger, log_densities
+from ..traces import Site, evaluating, forked_noise, generate, ledger, log_densities
 from .chunks import MEMORY, args_of, check_rows, cost_of
 from .likelihood import refuse_global_sites
 
@@ -57,6 +57,7 @@ def ais_log_likelihood(
         ValueError: a latent is discrete or global; an argument is out of range.
     """
     x, y = check_rows(structure, x, y)
+    check_annealable(structure, x, y, start=start)
     path = _Path(structure, num_chains, num_temperatures, num_leapfrog, start)
     out = torch.empty(len(x), dtype=x.dtype, device=x.device)
     for rows in _chunks(structure, x, y, num_chains, memory):
@@ -64,6 +65,23 @@ def ais_log_likelihood(
         with evaluating(structure), pyro.validation_enabled(False):
             out[rows] = path.forward(args, path.adapt(args))
     return out
+
+
+def check_annealable(structure: nn.Module, x: Tensor, y: Tensor | None = None, *, start: str = "prior") -> None:
+    """Raise `ValueError`, by name, for sites that Hamiltonian Monte Carlo cannot move."""
+    with evaluating(structure), forked_noise(x.device):
+        first, second = (ledger(structure.model, structure.guide, *args_of(x, y, slice(0, 1))) for _ in "12")
+    latents, instead = first.latents, "use log_likelihood"
+    if discrete := [n for n, s in latents.items() if s.p is None or s.p.support.is_discrete]:
+        raise ValueError(
+            f"site(s) {_names(discrete)}: Hamiltonian Monte Carlo moves continuous sites of the model alone; sum "
+            f"discrete ones out (a mixture distribution), or {instead}"
+        )
+    refuse_global_sites(first)
+    if moving := [n for n, s in latents.items() if not _same_support(s, second[n])]:
+        raise ValueError(f"site(s) {_names(moving)}: the support changes with other latents, or is random; {instead}")
+    if start == "guide" and (left_out := [n for n, s in latents.items() if s.q is None]):
+        raise ValueError(f"site(s) {_names(left_out)}: the guide leaves them out; take start='prior'")
 
 
 @dataclass(frozen=True)
@@ -105,20 +123,22 @@ def bidirectional_monte_carlo(
 
     Args:
         like: gives number of rows N, dtype and device, `[N, D]`; its values are not used.
+            (Nor are those of labels that the model samples: then both sides are of log p(x, y).)
         num_chains, num_temperatures, num_leapfrog, start, y, memory: as for `ais_log_likelihood`.
 
     Raises:
         ValueError: as `ais_log_likelihood`.
     """
     like, y = check_rows(structure, like, y)
+    check_annealable(structure, like, y, start=start)
     path = _Path(structure, num_chains, num_temperatures, num_leapfrog, start)
     parts = []
     for rows in _chunks(structure, like, y, num_chains, memory):
         given = args_of(like, y, rows)
         with evaluating(structure), pyro.validation_enabled(False):
-            drawn = {name: value for name, (_, value) in generate(structure, given[0], {}, *given[1:]).items()}
-            args = (drawn.pop("x").to(like), *given[1:])
-            drawn.pop("y", None)
+            drawn = generate(structure, given[0], {}, *given[1:], draw_labels=True)
+            drawn = {name: value for name, (_, value) in drawn.items()}
+            args = (drawn.pop("x").to(like), *(drawn.pop("y", labels).to(labels) for labels in given[1:]))
             steps = path.adapt(args)
             parts.append((args[0], path.forward(args, steps), path.backward(args, drawn, steps)))
     return Bracket(*map(torch.cat, zip(*parts, strict=True)))
@@ -238,31 +258,36 @@ class _Chains:
         """(base, difference) at u."""
         z = {name: self.maps[name](v) for name, v in u.items()}
         jacobian = sum(_rows_of(self.maps[n].log_abs_det_jacobian(u[n], z[n])) for n in u)
-        log_p = log_densities(self.path.structure.model, z, *self.args)
+        count = len(next(iter(z.values())))
+        log_p = log_densities(self.path.structure.model, z, *self.args, num_particles=count)
         joint = sum(log_p.values())
         if self.path.start == "prior":
             prior = sum(log_p[name] for name in z)
         else:
-            prior = sum(log_densities(self.path.structure.guide, z, *self.args).values())
+            prior = sum(log_densities(self.path.structure.guide, z, *self.args, num_particles=count).values())
         return prior + jacobian, joint - prior
 
 
 def _chunks(structure: nn.Module, x: Tensor, y: Tensor | None, num_chains: int, memory: int) -> Iterator[slice]:
     with evaluating(structure):
-        sites = ledger(structure.model, structure.guide, *args_of(x, y, slice(0, 1)))
-        _refuse_discrete(sites.latents)
-        refuse_global_sites(sites)
         rows, _ = cost_of(structure, x, y).chunk(num_chains, memory // 3)  # the backward pass makes twice as much
     for start in range(0, len(x), rows):
         yield slice(start, min(start + rows, len(x)))
 
 
-def _refuse_discrete(latents: dict[str, Site]) -> None:
-    if discrete := [name for name, site in latents.items() if site.p is None or site.p.support.is_discrete]:
-        raise ValueError(
-            f"site(s) {', '.join(map(repr, discrete))}: Hamiltonian Monte Carlo moves continuous sites of the model "
-            "alone; sum discrete ones out (a mixture distribution), or use log_likelihood"
-        )
+def _same_support(one: Site, other: Site) -> bool:
+    """Whether two draws of the sites before it leave the support of a site as it was."""
+    pairs = zip(_bounds(one.p.support), _bounds(other.p.support), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _bounds(support) -> list[Tensor]:
+    held = getattr(support, "base_constraint", support)
+    return [torch.as_tensor(v) for _, v in sorted(vars(held).items()) if isinstance(v, Tensor | float)]
+
+
+def _names(sites) -> str:
+    return ", ".join(map(repr, sites))
 
 
 def _kinetic(momentum: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
 from ..traces import Ledger, ledger
-from .support import check_reparameterised
+from .support import check_densities, check_reparameterised
 
 
 class LedgerELBO(ELBO):
@@ -25,13 +25,17 @@ class LedgerELBO(ELBO):
 
     Attributes:
         needs_rsample: whether local sites must be reparameterised; global ones always must.
+        splits_densities: whether `objective` gives log p and log q gradients of their own.
+        at_fixed_draws: whether it needs log q as a function of the draw.
     """
 
     needs_rsample = True
+    splits_densities = False
+    at_fixed_draws = False
 
     def __init__(self, num_particles: int = 1):
-        if num_particles < 1:
-            raise ValueError(f"num_particles is {num_particles}; at least 1 is needed")
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(f"num_particles is {num_particles}; a whole number of at least 1 is needed")
         super().__init__(num_particles=num_particles, max_plate_nesting=2)
 
     @abstractmethod
@@ -45,6 +49,8 @@ class LedgerELBO(ELBO):
     def check(self, sites: Ledger) -> None:
         """Raise `ValueError` where the estimator would be wrong on a structure with these sites."""
         check_reparameterised(type(self).__name__, sites, local=self.needs_rsample)
+        if self.splits_densities:
+            check_densities(type(self).__name__, sites, at_fixed_draws=self.at_fixed_draws)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the estimator has learned, such as a multiplier; empty for most."""
@@ -55,20 +61,23 @@ class LedgerELBO(ELBO):
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
         """-bound with the estimator's gradient, a scalar in nats."""
-        sites = ledger(model, guide, *args, num_particles=self.num_particles, **kwargs)
-        self.check(sites)
-        return -self.objective(sites)
+        return -self.objective(self._sites(model, guide, args, kwargs))
 
     @torch.no_grad()
     def loss(self, model, guide, *args, **kwargs) -> float:
         """-bound, a float in nats."""
-        return -self.bound(ledger(model, guide, *args, num_particles=self.num_particles, **kwargs)).item()
+        return -self.bound(self._sites(model, guide, args, kwargs)).item()
 
     def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
         """-bound, a float in nats; gradients are added to the parameters' `.grad`."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.item()
+
+    def _sites(self, model, guide, args: tuple, kwargs: dict) -> Ledger:
+        sites = ledger(model, guide, *args, num_particles=self.num_particles, **kwargs)
+        self.check(sites)
+        return sites
 
     def _get_trace(self, model, guide, args, kwargs):
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)

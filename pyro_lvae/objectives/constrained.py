@@ -21,7 +21,8 @@ class Lagrangian(LedgerELBO):
 
         log lambda += rate * clip(violation / allowance, -1, 1)
 
-    so that it stays positive, and the step does not depend on the scale of the data.
+    so that it stays positive, and the step does not depend on the scale of the data. The multiplier
+    is the weight between reconstruction and KL: annealing by beta acts on global sites alone.
 
     Args:
         allowance: what the constraint allows, nats a datum.
@@ -137,5 +138,5 @@ class GECO(Lagrangian):
 
 
 def _kl(sites: Ledger) -> Tensor:
-    """beta-weighted KL of the local sites, mean over batch and particles: nats a datum."""
-    return sum(sites.kl_shares().values()).mean()
+    """KL of the local sites, not annealed, mean over batch and particles: nats a datum."""
+    return sum(sites.unannealed().kl_shares().values(), torch.zeros_like(sites.local_log_weight())).mean()

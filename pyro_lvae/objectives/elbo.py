@@ -139,8 +139,8 @@ class KLBalanced(LedgerELBO):
         """{site: gamma_i}, from the shares as they would be at beta = 1."""
         plain = sites.unannealed().kl_shares()
         sizes = {n: sites[n].value.shape[sites.batch_dims :].numel() for n in plain}
-        a = {n: (kl.detach().mean().abs() + 0.01) / sizes[n] for n, kl in plain.items()}
-        mean = sum(a.values()) / len(a)
+        a = {n: (kl.detach().abs().mean() + 0.01) / sizes[n] for n, kl in plain.items()}
+        mean = sum(a.values()) / max(1, len(a))
         gamma = {n: a[n] / mean for n in a}
         return gamma if self.always else {n: _until_one(sites[n].beta, g) for n, g in gamma.items()}
 
@@ -152,14 +152,14 @@ def closed_form(sites: Ledger) -> dict[str, Tensor]:
 
 def reconstruction(sites: Ledger) -> Tensor:
     """N/B sum_b 1/K sum_k log p(x|z): a scalar, nats; with enumerated sites, its expectation under them."""
-    log_p = sites.local_log_weight() + sum(sites.kl_shares().values())
+    log_p = sum(sites.kl_shares().values(), sites.local_log_weight())
     return sites.plate_scale() * log_p.mean(0).sum()
 
 
 def penalised(sites: Ledger, kl: dict[str, Tensor], weights: Mapping) -> Tensor:
     """The reconstruction less the weighted KLs of the local sites: a scalar, nats."""
-    cost = sum(weights.get(name, 1.0) * share for name, share in kl.items())
-    per_datum = cost.mean(0) if cost.ndim == 2 else cost
+    nothing = torch.zeros_like(sites.local_log_weight())
+    per_datum = sum((weights.get(name, 1.0) * share for name, share in kl.items()), nothing).mean(0)
     return reconstruction(sites) - sites.plate_scale() * per_datum.sum()
 
 
@@ -172,4 +172,6 @@ def _global_observed(sites: Ledger) -> float | Tensor:
 
 
 def _until_one(beta: float | Tensor, gamma: Tensor) -> Tensor:
-    return torch.where(torch.as_tensor(beta, device=gamma.device) < 1, gamma, 1.0)
+    if not isinstance(beta, Tensor):
+        return gamma if beta < 1 else torch.ones_like(gamma)
+    return torch.where(beta < 1, gamma, 1.0)

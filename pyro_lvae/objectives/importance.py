@@ -136,6 +136,8 @@ class PIWAE(MIWAE):
         num_inner: K.
     """
 
+    splits_densities = True
+
     def bound(self, sites: Ledger) -> Tensor:
         return sites.total(renyi_mean(sites.local_log_weight()))
 
@@ -162,6 +164,7 @@ class RWS(LedgerELBO):
     """
 
     needs_rsample = False
+    splits_densities = at_fixed_draws = True
 
     def __init__(self, num_particles: int = 10):
         super().__init__(num_particles=num_particles)
@@ -198,15 +201,15 @@ class TVO(LedgerELBO):
     """
 
     needs_rsample = False
+    splits_densities = at_fixed_draws = True
 
     def __init__(self, num_particles: int = 10, num_partitions: int = 5, log10_t1: float = -1.09):
         super().__init__(num_particles=num_particles)
         if num_particles < 2:
             raise ValueError("num_particles is 1, and a covariance needs two; give TVO 2 or more")
-        if num_partitions < 1 or not log10_t1 < 0:
-            raise ValueError(
-                f"num_partitions={num_partitions}, log10_t1={log10_t1}; expected at least 1, and less than 0"
-            )
+        if not isinstance(num_partitions, int) or num_partitions < 1 or not log10_t1 < 0:
+            given = f"num_partitions={num_partitions}, log10_t1={log10_t1}"
+            raise ValueError(f"{given}; expected a whole number of at least 1, and a number below 0")
         self.num_partitions, self.log10_t1 = num_partitions, log10_t1
 
     def partition(self) -> list[float]:
@@ -238,5 +241,5 @@ def _at_fixed_draws(gradient_of: Tensor, bound: Tensor, sites: Ledger) -> Tensor
 
 
 def _check_counts(num_outer: int, num_inner: int) -> None:
-    if num_outer < 1 or num_inner < 1:
-        raise ValueError(f"num_outer={num_outer}, num_inner={num_inner}; at least 1 of each is needed")
+    if not (isinstance(num_outer, int) and isinstance(num_inner, int) and num_outer > 0 and num_inner > 0):
+        raise ValueError(f"num_outer={num_outer}, num_inner={num_inner}; whole numbers of at least 1 are needed")

@@ -26,7 +26,7 @@ def label(estimator: ELBO) -> str:
         value = getattr(estimator, name, parameter.default)
         if position <= counted:
             shown.append(repr(value))
-        elif value != parameter.default:
+        elif value != parameter.default and name != "max_plate_nesting":  # which Pyro's find out for themselves
             shown.append(f"{name}={value!r}")
     return f"{type(estimator).__name__}({', '.join(shown)})"
 

@@ -30,6 +30,8 @@ class STL(LedgerELBO):
         num_particles: K draws, averaged.
     """
 
+    splits_densities = at_fixed_draws = True
+
     def bound(self, sites: Ledger) -> Tensor:
         return sites.total(sites.local_log_weight().mean(0))
 
@@ -73,6 +75,8 @@ class DReG(LedgerELBO):
             by guide and model.
     """
 
+    splits_densities = at_fixed_draws = True
+
     def __init__(self, num_particles: int = 5, alpha: float = 0.0, prior: bool = False):
         super().__init__(num_particles=num_particles)
         if not math.isfinite(alpha):
@@ -86,7 +90,7 @@ class DReG(LedgerELBO):
         bound = self.bound(sites)
         v = ((1 - self.alpha) * sites.local_log_weight().detach()).softmax(0)
         totals = gradients_at_draws(bound, sites.draws)
-        scored = {n: sites[n].beta * (1 - self.alpha) * (1 - v) for n in totals if sites[n].is_local}
+        scored = {n: self._scored(sites[n], v) for n in totals if sites[n].is_local}
         at_draws = {n: g * (1 - _like(scored[n], g)) if n in scored else g for n, g in totals.items()}
         gradient_of = self.bound(self._for_model(sites, scored))
         if self.prior:
@@ -105,6 +109,10 @@ class DReG(LedgerELBO):
         local = {n: s for n, s in sites.latents.items() if s.is_local}
         if odd := [n for n, s in local.items() if s.p is None or _normal(s.p) is None]:
             raise ValueError(f"DReG(prior=True) shifts and scales Normal priors, and {names(odd)} has none; use DReG")
+
+    def _scored(self, site: Site, v: Tensor) -> Tensor:
+        """How much of a draw's gradient the score takes along when it is reparameterised; a masked one has none."""
+        return scale_and_mask(site.beta * (1 - self.alpha) * (1 - v), 1.0, site.mask)
 
     def _for_model(self, sites: Ledger, scored: dict[str, Tensor]) -> Ledger:
         """What the densities alone hand on: log p to the model, but for the layers treated otherwise."""

@@ -57,6 +57,24 @@ def check_reparameterised(name: str, sites: Ledger, *, local: bool = True) -> No
         )
 
 
+def check_densities(name: str, sites: Ledger, *, at_fixed_draws: bool) -> None:
+    """Raise `ValueError` where log q cannot be told apart from the draw, or has no parameters of its own.
+
+    A distribution whose transforms cache computes log q(z) from the noise behind z: then z is on no
+    path from log q, and z is not what stays fixed.
+    """
+    if left_out := [n for n, s in sites.latents.items() if s.q is None and not s.is_enumerated]:
+        raise ValueError(
+            f"the guide leaves out {names(left_out)}, and {name} gives log p and log q gradients of their own; sample "
+            "the site in the guide too, or use pyro_lvae.SampledELBO or IWAE"
+        )
+    if at_fixed_draws and (cached := [n for n, s in sites.latents.items() if s.q is not None and _caches(s.q)]):
+        raise ValueError(
+            f"{name} needs log q as a function of the draw, and the transforms of {names(cached)} remember the noise "
+            "behind it (cache_size=1); use transforms with cache_size=0, or pyro_lvae.SampledELBO, IWAE or PIWAE"
+        )
+
+
 def check_analytic(name: str, sites: Ledger, *, instead: str) -> None:
     """Raise `ValueError` where KL(q || p) site by site, in closed form, does not add up to the KL."""
     if enumerated := enumerated_sites(sites):
@@ -93,6 +111,14 @@ def enumerated_sites(sites: Ledger) -> list[str]:
 def names(sites) -> str:
     """Site names as a message has them."""
     return ", ".join(repr(n) for n in sites)
+
+
+def _caches(fn) -> bool:
+    while fn is not None:
+        if any(getattr(t, "_cache_size", 0) for t in getattr(fn, "transforms", ())):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
 
 
 def _class_names(fn) -> set[str]:
