@@ -36,10 +36,10 @@ def ladder(x_dim: int, size: int, num_layers: int, hidden: int) -> LadderVAE:
     return LadderVAE(x_dim, z_dims[:num_layers], hidden_dims[:num_layers], **options)
 
 
-def train(name: str, structure: nn.Module, data, estimator, args, **options):
-    """Train, or finish, or read what an earlier call left in the folder of that name."""
-    folder = args.out / name
-    settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "root")}
+def train(folder: Path, structure: nn.Module, data, estimator, args, **options):
+    """Train, or finish, or read what an earlier call with the same settings left in the folder."""
+    settings = {"data": args.data, "seed": args.seed, "structure": str(structure)}
+    settings |= {name: str(value) for name, value in options.items()}
     kept = folder / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != settings:
         raise SystemExit(f"{folder} holds a run with other settings; name another folder with --out")
@@ -47,7 +47,7 @@ def train(name: str, structure: nn.Module, data, estimator, args, **options):
     epochs = options.pop("epochs")
     if (folder / CHECKPOINT).exists() and load_weights(structure, folder / CHECKPOINT)["epoch"] >= epochs:
         return read_metrics(folder / "metrics.jsonl")
-    print(f"training {name}", flush=True)
+    print(f"training {folder.name}", flush=True)
     return fit(structure, data, estimator, epochs=epochs, out=folder, resume=(folder / CHECKPOINT).exists(), **options)
 
 
@@ -59,7 +59,7 @@ def sampled_against_analytic(data, args) -> dict[str, dict[str, list[float]]]:
             torch.manual_seed(args.seed)
             structure = ladder(data.x_dim, size, args.num_layers, args.hidden)
             options = dict(epochs=args.epochs, batch_size=args.batch_size)
-            history = train(f"N_z={size}, {name}", structure, data, estimator(1), args, **options)
+            history = train(args.out / f"N_z={size}, {name}", structure, data, estimator(1), args, **options)
             curves.setdefault(str(size), {})[name] = [m.test_elbo for m in history]
     return curves
 
@@ -94,9 +94,9 @@ def trained_ladder(data, args) -> LadderVAE:
     sizes = dict(z_dims=(args.snr_size, args.snr_size // 2), hidden_dims=(args.hidden, args.hidden // 2))
     structure = LadderVAE(data.x_dim, **sizes, num_hidden=1)
     options = dict(batch_size=args.batch_size, epochs=args.snr_epochs, beta=linear(0, 1, epochs=args.snr_epochs // 4))
-    train("ladder", structure, data, SampledELBO(1), args, **options)
+    train(args.out / "ladder", structure, data, SampledELBO(1), args, **options)
     options = dict(batch_size=args.batch_size, epochs=args.iwae_epochs)
-    train("ladder, IWAE", structure, data, IWAE(10), args, **options)
+    train(args.out / "ladder, IWAE", structure, data, IWAE(10), args, **options)
     return structure.double()
 
 
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, default=500, help="hidden units")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=100)
-    parser.add_argument("--snr_size", type=int, default=10, help="units of z1 in the ladder of part 2")
+    parser.add_argument("--snr_size", type=int, default=4, help="units of z1 in the ladder of part 2")
     parser.add_argument("--snr_epochs", type=int, default=12)
     parser.add_argument("--iwae_epochs", type=int, default=3)
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 16, 64, 256])
