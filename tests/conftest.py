@@ -13,6 +13,7 @@ from pyro_lvae.conditionals import Normal
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 8))
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 torch.set_num_threads(1)  # the networks here are so small that threads would only wait for each other
 
 # Every structure, and every option of one, that the conformance suite goes over.

@@ -37,19 +37,21 @@ def test_finds_log_p_of_a_linear_gaussian_hierarchy(start):
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_both_directions_bracket_log_p(start):
-    """lower <= log p <= upper in the mean, within 3.3 standard errors a side; the gap closes with more temperatures."""
+    """lower <= log p <= upper in the mean, and the gap closes with more temperatures.
+
+    Each within 3.3 standard errors a side: a failure rate of 1 in 1,000 for each comparison.
+    """
     structure, gaps = linear_ladder(), []
-    for temperatures in (6, 60):
-        found = bidirectional_monte_carlo(
-            structure, torch.zeros(60, 4), 4, num_temperatures=temperatures, num_leapfrog=4, start=start
-        )
+    for temperatures in (2, 40):
+        options = dict(num_temperatures=temperatures, num_leapfrog=4, start=start)
+        found = bidirectional_monte_carlo(structure, torch.zeros(150, 4), 4, **options)
         truth = marginal(structure).log_prob(found.x)
         below, above = truth - found.lower, found.upper - truth
         assert below.mean() > -3.3 * stderr(below)
         assert above.mean() > -3.3 * stderr(above)
-        gaps.append(found.gap.mean().item())
-    assert gaps[0] > gaps[1] > 0
-    assert gaps[1] < 0.5
+        gaps.append(found.gap)
+    assert gaps[0].mean() - gaps[1].mean() > 3.3 * math.hypot(stderr(gaps[0]), stderr(gaps[1]))
+    assert gaps[1].mean() < 0.7
 
 
 def test_is_exact_from_an_exact_posterior():

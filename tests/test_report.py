@@ -66,8 +66,8 @@ def test_pca_of_a_line_is_the_line():
 
 def test_a_free_folder_is_claimed_and_a_used_one_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-1"
-    assert str(claim_folder(None, "digits-VAE")) == "runs/digits-VAE-2", "the first is claimed"
+    assert str(claim_folder(None, "runs/digits-VAE")) == "runs/digits-VAE-1"
+    assert str(claim_folder(None, "runs/digits-VAE")) == "runs/digits-VAE-2", "the first is claimed"
     used = tmp_path / "used"
     (used / "figures").mkdir(parents=True)
     for name in ("notes.txt", "checkpoint.pt", "figures/elbo.png", "figures/thesis.pdf"):
