@@ -35,14 +35,14 @@ def test_finds_log_p_of_a_linear_gaussian_hierarchy(start):
     assert -0.15 - 3.3 * stderr(error) < error.mean() < 3.3 * stderr(error)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-def test_both_directions_bracket_log_p(start):
+@pytest.mark.parametrize(("start", "many"), [("prior", 40), ("guide", 100)])
+def test_both_directions_bracket_log_p(start, many):
     """lower <= log p <= upper in the mean, and the gap closes with more temperatures.
 
     Each within 3.3 standard errors a side: a failure rate of 1 in 1,000 for each comparison.
     """
     structure, gaps = linear_ladder(), []
-    for temperatures in (2, 40):
+    for temperatures in (2, many):
         options = dict(num_temperatures=temperatures, num_leapfrog=4, start=start)
         found = bidirectional_monte_carlo(structure, torch.zeros(150, 4), 4, **options)
         truth = marginal(structure).log_prob(found.x)
@@ -51,7 +51,7 @@ def test_both_directions_bracket_log_p(start):
         assert above.mean() > -3.3 * stderr(above)
         gaps.append(found.gap)
     assert gaps[0].mean() - gaps[1].mean() > 3.3 * math.hypot(stderr(gaps[0]), stderr(gaps[1]))
-    assert gaps[1].mean() < 0.7
+    assert gaps[1].mean() < 0.6
 
 
 def test_is_exact_from_an_exact_posterior():
