@@ -26,7 +26,8 @@ from pyro_lvae import (
     compare_training,
     plots,
 )
-from pyro_lvae.comparison import _PeakBytes, parameter_groups
+from pyro_lvae.comparison import parameter_groups
+from pyro_lvae.comparison.memory import PeakBytes
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.inference_data import comparison_draws, save_draws
 from pyro_lvae.objectives import label, parse
@@ -144,7 +145,7 @@ def test_labels_can_be_read_again():
 
 def test_peak_memory_counts_what_lives_together():
     a = torch.ones(1000)
-    with _PeakBytes(a.device) as memory:
+    with PeakBytes(a.device) as memory:
         b = a + 1
         c = b * 2
         del b

@@ -1,0 +1,27 @@
+"""The only room that runs guides and replays models: one ledger {site: log p, log q} for everyone.
+
+Estimators, evaluation and the contract all read the same ledger, so what a plate, a scale or a
+global site means is decided here and nowhere else.
+"""
+
+from .messengers import DATA, data_frame
+from .modes import evaluating, fixed_noise, forked_noise
+from .runs import generate, guide_sites, ledger, log_densities, replay, run, trace_pair
+from .sites import Ledger, Site
+
+__all__ = [
+    "DATA",
+    "Ledger",
+    "Site",
+    "data_frame",
+    "evaluating",
+    "fixed_noise",
+    "forked_noise",
+    "generate",
+    "guide_sites",
+    "ledger",
+    "log_densities",
+    "replay",
+    "run",
+    "trace_pair",
+]

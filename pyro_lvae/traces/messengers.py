@@ -1,0 +1,59 @@
+"""Handlers that decide what a site's value is, and how many draws of it there are."""
+
+from __future__ import annotations
+
+from pyro.distributions import TorchDistribution
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+DATA = "data"  # the name of the one plate that holds every local site
+PARTICLE_DIM = -2
+
+
+def data_frame(site: dict) -> CondIndepStackFrame | None:
+    """The data plate's frame at a site or message, or `None` for a global site."""
+    return next((f for f in site["cond_indep_stack"] if f.name == DATA), None)
+
+
+class ParticleMessenger(Messenger):
+    """K independent draws of every local site, along a new dim -2; a global site keeps its one draw.
+
+    `pyro.plate` around the structure would draw global sites K times as well, and an importance-
+    weighted bound over draws with different weights each is not a bound.
+    """
+
+    def __init__(self, num_particles: int):
+        super().__init__()
+        self.num_particles = num_particles
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if data_frame(msg) is None:
+            return
+        frame = CondIndepStackFrame("particles", PARTICLE_DIM, self.num_particles, 0, self.num_particles)
+        msg["cond_indep_stack"] = (frame, *msg["cond_indep_stack"])
+        BroadcastMessenger._pyro_sample(msg)
+
+
+class MeanMessenger(Messenger):
+    """Every continuous site that is not observed takes the mean of its distribution instead of a draw."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistribution):
+            return
+        if not fn.support.is_discrete:
+            msg["value"], msg["done"] = fn.mean, True
+
+
+class ValuesMessenger(Messenger):
+    """The sites named take the values given, in place of draws."""
+
+    def __init__(self, values: dict[str, Tensor]):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True

@@ -1,0 +1,40 @@
+"""Evaluation mode and noise, for as long as a block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; every submodule's own mode is restored afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+@contextmanager
+def fixed_noise(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Draws inside come from `seed`; the caller's random state is untouched."""
+    with forked_noise(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def forked_noise(device: torch.device) -> Iterator[None]:
+    """Draws inside leave the caller's random state untouched."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
