@@ -51,7 +51,7 @@ def compare(
         num_samples: importance samples a row of the log p(x) that gaps are measured from.
         reference_particles, reference_repeats: the gradient of log p(x) is that of IWAE with so many
             particles (of `RWS`, where a site cannot be reparameterised), averaged over so many draws.
-        num_temperatures, num_chains: of annealed importance sampling, and of bidirectional Monte
+        num_temperatures, num_chains: of annealed importance sampling from the guide, and of bidirectional Monte
             Carlo on data drawn from the model; 0 temperatures leave both out.
         y: labels `[B, ...]`, where the structure takes them.
         seed: of all noise; the caller's random state stays as it is.
@@ -67,13 +67,13 @@ def compare(
     check_counts(0, num_temperatures=num_temperatures)
     x, y = check_rows(structure, x, y)
     args = args_of(x, y, slice(None))
+    sites = first_sites(structure, args)  # with Pyro's validation: data outside the support are refused
+    refuse_global_sites(sites)
     with fixed_noise(x.device, seed), pyro.validation_enabled(False), _own_gradients(structure):
-        sites = first_sites(structure, args)
-        refuse_global_sites(sites)
         chosen, skipped = chosen_estimators(estimators, sites)
         if num_temperatures:
             try:
-                check_annealable(structure, x, y)
+                check_annealable(structure, x, y, start="guide")
             except ValueError as error:
                 skipped["annealed importance sampling"], num_temperatures = str(error), 0
         groups = parameter_groups(structure, *args)
@@ -85,7 +85,7 @@ def compare(
                 each.draw()
         gap = None
         if num_temperatures:
-            options = dict(num_chains=num_chains, num_temperatures=num_temperatures, y=y)
+            options = dict(num_chains=num_chains, num_temperatures=num_temperatures, start="guide", y=y)
             gap = bidirectional_monte_carlo(structure, x, **options).gap.mean().item()
         return Comparison(
             structure=type(structure).__name__,
