@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ..traces import Site, evaluating, forked_noise, generate, ledger, log_densities
+from ..traces import evaluating, forked_noise, generate, ledger, log_densities
 from .chunks import MEMORY, args_of, check_rows, cost_of
 from .likelihood import refuse_global_sites
 
@@ -39,7 +40,7 @@ def ais_log_likelihood(
     A lower bound in expectation, whatever the guide is. Temperatures lie on a sigmoid, dense at both ends.
     A first run with a few chains adapts the leapfrog step of every temperature and datum to an
     acceptance of 0.65; the run that counts then keeps them fixed, so that E[w] is p(x) exactly.
-    Sites with constrained support move in unconstrained coordinates.
+    Sites with constrained support, also one that depends on other latents, move in unconstrained coordinates.
 
     Args:
         x: data `[N, D]`.
@@ -70,7 +71,7 @@ def ais_log_likelihood(
 def check_annealable(structure: nn.Module, x: Tensor, y: Tensor | None = None, *, start: str = "prior") -> None:
     """Raise `ValueError`, by name, for sites that Hamiltonian Monte Carlo cannot move."""
     with evaluating(structure), forked_noise(x.device):
-        first, second = (ledger(structure.model, structure.guide, *args_of(x, y, slice(0, 1))) for _ in "12")
+        first = ledger(structure.model, structure.guide, *args_of(x, y, slice(0, 1)))
     latents, instead = first.latents, "use log_likelihood"
     if discrete := [n for n, s in latents.items() if s.p is None or s.p.support.is_discrete]:
         raise ValueError(
@@ -78,8 +79,6 @@ def check_annealable(structure: nn.Module, x: Tensor, y: Tensor | None = None, *
             f"discrete ones out (a mixture distribution), or {instead}"
         )
     refuse_global_sites(first)
-    if moving := [n for n, s in latents.items() if not _same_support(s, second[n])]:
-        raise ValueError(f"site(s) {_names(moving)}: the support changes with other latents, or is random; {instead}")
     if start == "guide" and (left_out := [n for n, s in latents.items() if s.q is None]):
         raise ValueError(f"site(s) {_names(left_out)}: the guide leaves them out; take start='prior'")
 
@@ -200,6 +199,31 @@ class _Path:
         return math.log(self.num_chains) - (-log_w).logsumexp(0)
 
 
+class _Unconstrained(Messenger):
+    """The model's latents at unconstrained positions, mapped to their supports as these are, site by site.
+
+    Attributes:
+        mapped: {site: value in its support}; with `invert`, {site: position} of values given.
+        jacobian: sum of log |dz/du|, `[K, B]`.
+    """
+
+    def __init__(self, given: dict[str, Tensor], *, invert: bool = False):
+        super().__init__()
+        self.given, self.invert, self.mapped, self.jacobian = given, invert, {}, 0.0
+
+    def _pyro_sample(self, msg: dict) -> None:
+        name = msg["name"]
+        if name not in self.given:
+            return
+        to_support, given = biject_to(msg["fn"].support), self.given[name]
+        if self.invert:
+            self.mapped[name] = to_support.inv(given)
+            return
+        z = self.mapped[name] = to_support(given)
+        self.jacobian = self.jacobian + _rows_of(to_support.log_abs_det_jacobian(given, z))
+        msg["value"], msg["done"] = z, True
+
+
 class _Chains:
     """K Markov chains for each datum, and the densities where they stand.
 
@@ -211,9 +235,9 @@ class _Chains:
 
     def __init__(self, path: _Path, args: tuple, z: dict[str, Tensor]):
         self.path, self.args = path, args
-        sites = ledger(path.structure.model, path.structure.guide, *args)
-        self.maps = {name: biject_to(site.p.support) for name, site in sites.latents.items()}
-        self.u = {name: self.maps[name].inv(z[name]) for name in self.maps}
+        start = _Unconstrained(z, invert=True)
+        log_densities(start(path.structure.model), z, *args, num_particles=len(next(iter(z.values()))))
+        self.u = start.mapped
         self.base, self.difference = self._densities(self.u)
 
     @classmethod
@@ -256,11 +280,9 @@ class _Chains:
 
     def _densities(self, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(base, difference) at u."""
-        z = {name: self.maps[name](v) for name, v in u.items()}
-        jacobian = sum(_rows_of(self.maps[n].log_abs_det_jacobian(u[n], z[n])) for n in u)
-        count = len(next(iter(z.values())))
-        log_p = log_densities(self.path.structure.model, z, *self.args, num_particles=count)
-        joint = sum(log_p.values())
+        count, moved = len(next(iter(u.values()))), _Unconstrained(u)
+        log_p = log_densities(moved(self.path.structure.model), {}, *self.args, num_particles=count)
+        z, jacobian, joint = moved.mapped, moved.jacobian, sum(log_p.values())
         if self.path.start == "prior":
             prior = sum(log_p[name] for name in z)
         else:
@@ -273,17 +295,6 @@ def _chunks(structure: nn.Module, x: Tensor, y: Tensor | None, num_chains: int, 
         rows, _ = cost_of(structure, x, y).chunk(num_chains, memory // 3)  # the backward pass makes twice as much
     for start in range(0, len(x), rows):
         yield slice(start, min(start + rows, len(x)))
-
-
-def _same_support(one: Site, other: Site) -> bool:
-    """Whether two draws of the sites before it leave the support of a site as it was."""
-    pairs = zip(_bounds(one.p.support), _bounds(other.p.support), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-def _bounds(support) -> list[Tensor]:
-    held = getattr(support, "base_constraint", support)
-    return [torch.as_tensor(v) for _, v in sorted(vars(held).items()) if isinstance(v, Tensor | float)]
 
 
 def _names(sites) -> str:
