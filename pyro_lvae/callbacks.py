@@ -15,6 +15,9 @@ class Callback:
     def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
         """Training starts (or resumes) with `epoch` epochs completed out of `epochs`."""
 
+    def on_message(self, message: str) -> None:
+        """Something worth knowing, in a sentence: why the step was compiled, or was not."""
+
     def on_batch(self, epoch: int, batch: int) -> None:
         """Batch number `batch` of the epoch is done."""
 
@@ -47,6 +50,9 @@ class ProgressBar(Callback):
         self._task = self._progress.add_task("", total=total, completed=done, epoch=epoch, epochs=epochs, elbo="")
         self._num_batches = num_batches
         self._progress.start()
+
+    def on_message(self, message: str) -> None:
+        self._progress.console.print(message, markup=False, highlight=False)
 
     def on_batch(self, epoch: int, batch: int) -> None:
         self._progress.update(self._task, completed=epoch * self._num_batches + batch + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import threading
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 
 import pyro
 import torch
@@ -18,16 +18,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .annealing import Schedule, anneal, subsample
+from .annealing import Schedule
 from .callbacks import Callback
 from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
+from .compile import CompiledStep, CompileError, Step, pays
 from .data import Dataset
-from .objectives import backward
+from .objectives import with_nesting
+from .optim import FusedAdam
 from .results import EpochMetrics, read_metrics
 from .traces import Ledger, evaluating, fixed_noise, ledger
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+TRIAL = 6  # eager steps, the first of them not counted, by which `compile="auto"` judges
+PATIENCE = 100  # steps after which a loss that was not waited for is looked at
 _COUNTERS = ("epoch", "batch", "step", "seconds", "epoch_seconds", "total", "rows", "order")
 
 
@@ -61,28 +65,29 @@ class Loop:
         supervised: bool,
         monitor_size: int,
         has_global_sites: bool,
+        compile: bool | str,
         out: Path | None,
     ):
         self.structure, self.data = structure, data
-        # A copy: Pyro's estimators keep the plate nesting that they guess from the first model they see.
-        self.estimator = copy.copy(estimator)
-        if self.estimator.max_plate_nesting == float("inf"):
-            vectorized = self.estimator.vectorize_particles and self.estimator.num_particles > 1
-            self.estimator.max_plate_nesting = 1 + vectorized
-        self.estimator.max_plate_nesting = int(self.estimator.max_plate_nesting)  # a command line gives 1.0
+        self.estimator = with_nesting(estimator)
         self.optimizer = optimizer
         self.settings = _settings(data, optimizer, batch_size)
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
-        self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.has_global_sites, self.out = has_global_sites, out
+        size = len(data.x_train) if has_global_sites else None
+        self.eager = Step(structure, self.estimator, size=size, clip_norm=clip_norm, clip_value=clip_value)
+        self.compile, self.compiled, self.trial = compile, None, []
+        self.planned, self.callbacks = (0, math.inf), []
+        self.out = out
         self.device = data.x_train.device
         self.epoch, self.batch, self.step, self.order = 0, 0, 0, None
         self.seconds, self.epoch_seconds = 0.0, 0.0
         self.total, self.rows = torch.zeros((), device=self.device), 0
         self.history: list[EpochMetrics] = []
         self.saved_step: int | None = None
+        self.waits = self.device.type != "cuda" or not isinstance(optimizer, FusedAdam)
+        self.bad: Tensor | None = None
 
     def train(
         self, epochs: int, max_seconds: float, checkpoint_every: int, callbacks: list[Callback]
@@ -90,6 +95,7 @@ class Loop:
         """Train until `epochs` epochs are completed, or for `max_seconds`; the last epoch may then be a part of one."""
         if self.out is not None and self.saved_step is None:
             self.save()
+        self.planned, self.callbacks = (epochs * self.data.num_batches(self.batch_size), max_seconds), callbacks
         with ExitStack() as stack:
             for callback in callbacks:
                 callback.on_start(self.epoch, epochs, self.data.num_batches(self.batch_size))
@@ -106,6 +112,7 @@ class Loop:
 
     def save(self) -> None:
         """Write the checkpoint."""
+        self._look(self._args(*self.data.train_rows(self.batch_size)))
         state = {name: getattr(self, name) for name in _COUNTERS}
         state |= {
             "structure": self.structure.state_dict(),
@@ -171,29 +178,68 @@ class Loop:
 
     def optimise(self, args: tuple) -> None:
         """One step on a batch; raises `NonFiniteLoss` before it would do harm."""
-        self.optimizer.zero_grad(set_to_none=True)
-        n, batch = len(self.data.x_train), len(args[0])
-        with ExitStack() as handlers:
-            handlers.enter_context(pyro.validation_enabled(False))
-            handlers.enter_context(anneal(beta=self._beta()))
-            if self.has_global_sites:  # their log-density counts once, that of the rows N/B times
-                handlers.enter_context(subsample(n))
-            loss = backward(self.estimator, self.structure, args, per=n if self.has_global_sites else batch)
-        norm = self._clip()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NonFiniteLoss(self._diagnosis(args, loss, norm))
+        loss, norm = self._gradient(args)
+        if self.waits:
+            self._refuse(args, loss, norm)
+        else:  # Adam leaves everything as it was where the flag is set, so that the host may look later
+            bad = ~(loss.isfinite() & norm.isfinite())
+            self.optimizer.found_inf = bad.float()
+            self.bad = bad if self.bad is None else self.bad | bad
+            if self.step % PATIENCE == 0:
+                self._look(args)
         self.optimizer.step()
-        self.total += loss * batch
+        self.total += loss * len(args[0])
 
-    def _clip(self) -> float:
-        """Clip the gradient; its norm before."""
-        parameters = list(self.structure.parameters())
-        norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-        if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        if self.clip_value is not None:
-            nn.utils.clip_grad_value_(parameters, self.clip_value)
-        return norm.item()
+    def _gradient(self, args: tuple) -> tuple[Tensor, Tensor]:
+        """Loss and gradient by the compiled step, where there is one and it fits."""
+        if self.compiled is None and self.compile and self._is_regular():
+            self._consider(args)
+        if self.compiled is not None and self.compiled.fits(args):
+            return self.compiled(args, self._beta())
+        started = time.perf_counter()
+        found = self.eager(args, self._beta())
+        self.trial.append(time.perf_counter() - started)
+        return found
+
+    def _is_regular(self) -> bool:
+        """Whether the batch is of the size that most are."""
+        count = self.data.num_batches(self.batch_size)
+        return self.batch < count - 1 or count == 1
+
+    def _consider(self, args: tuple) -> None:
+        """Compile the step, if asked to or if it pays; eager training goes on where it cannot be."""
+        if self.compile == "auto":
+            if len(self.trial) < TRIAL:
+                return
+            seconds = median(self.trial[1:])
+            steps, until = self.planned
+            steps = min(steps - self.step, math.inf if until == math.inf else int((until - self.seconds) / seconds))
+            is_worth_it, reason = pays(seconds, int(steps), len(self.eager.parameters))
+            self.compile = is_worth_it
+            if not is_worth_it:
+                return self._say(f"training eagerly: {reason}")
+            self._say(f"compiling the training step: {reason}")
+        try:
+            started = time.perf_counter()
+            self.compiled = CompiledStep(self.eager, args, self._beta())
+            self._say(f"compiled in {time.perf_counter() - started:.0f} s")
+        except CompileError as error:
+            self.compile = False
+            self._say(f"training eagerly: {error}")
+
+    def _say(self, message: str) -> None:
+        for callback in self.callbacks:
+            callback.on_message(message)
+
+    def _refuse(self, args: tuple, loss: Tensor, norm: Tensor) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteLoss(self._diagnosis(args, float(loss), float(norm)))
+
+    def _look(self, args: tuple) -> None:
+        """Raise for a loss that was not finite in one of the steps since the last look."""
+        if self.bad is not None and self.bad.item():
+            raise NonFiniteLoss(self._diagnosis(args, math.nan, math.nan))
+        self.bad = None
 
     def _learned(self) -> dict[str, Tensor]:
         """What the estimator has learned; Pyro's own learn nothing."""
@@ -208,6 +254,7 @@ class Loop:
     # ------------------------------------------------------------------ what is written down
 
     def _end_epoch(self) -> EpochMetrics:
+        self._look(self._args(*self.data.train_rows(self.batch_size)))
         beta, lr = self._beta(), float(self.optimizer.param_groups[0]["lr"])
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
@@ -241,7 +288,7 @@ class Loop:
         with evaluating(self.structure), fixed_noise(self.device), pyro.validation_enabled(False):
             return ledger(self.structure.model, self.structure.guide, *self._args(x, y))
 
-    def _diagnosis(self, args: tuple, loss: Tensor, norm: float) -> str:
+    def _diagnosis(self, args: tuple, loss: float, norm: float) -> str:
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = ledger(self.structure.model, self.structure.guide, *args)
         densities = {(name, kind): getattr(s, kind) for name, s in sites.items() for kind in ("log_p", "log_q")}
@@ -251,7 +298,7 @@ class Loop:
         if self.saved_step is not None:
             good = f"{self.out / CHECKPOINT}, of step {self.saved_step}"
         return (
-            f"the loss is {float(loss)} and the gradient's norm {norm:g} in step {self.step + 1} (epoch "
+            f"the loss is {loss} and the gradient's norm {norm:g} in step {self.step + 1} (epoch "
             f"{self.epoch + 1}); {where}. Last good checkpoint: {good}. Lower the learning rate, set clip_norm, or "
             "raise min_variance"
         )

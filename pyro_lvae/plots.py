@@ -129,7 +129,8 @@ def gradient_quality(comparison: Comparison) -> Figure:
     for ax, group in zip(ratios, ("model", "guide"), strict=True):
         _signal_to_noise(ax, families, colours, group)
         ax.axhspan(0, 1 / len(comparison.rows[0].values) ** 0.5, color="0.93")
-    bias.legend(frameon=False, fontsize=8)
+    if bias.get_legend_handles_labels()[0]:
+        bias.legend(frameon=False, fontsize=8)
     return figure
 
 

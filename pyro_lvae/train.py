@@ -6,9 +6,10 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,33 +19,12 @@ from .callbacks import Callback, JSONLines, ProgressBar
 from .contract import check
 from .data import DataError, Dataset
 from .loop import CHECKPOINT, METRICS, Loop
-from .objectives import check_supported
+from .objectives import check_supported, default_estimator
+from .optim import FusedAdam
 from .results import EpochMetrics
 from .traces import Ledger, evaluating, fixed_noise, ledger
 
 Beta = float | Schedule | Mapping[str, float | Schedule]
-
-
-class FusedAdam(torch.optim.Adam):
-    """torch's Adam in one kernel a step, the default optimiser of `fit` (Kingma & Ba 2015).
-
-    Args:
-        params: what to train.
-        lr: learning rate.
-        betas: decay of the running moments.
-        eps: added to the root of the second moment.
-        weight_decay: L2 penalty.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ):
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def fit(
@@ -63,6 +43,7 @@ def fit(
     supervised: bool = False,
     monitor_size: int = 1000,
     device: str | torch.device | None = None,
+    compile: bool | Literal["auto"] = "auto",
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -78,8 +59,9 @@ def fit(
     Args:
         structure: any `nn.Module` that keeps the rules of `pyro_lvae.Structure`; trained in place.
         data: from `load`, or a `Dataset` of tensors.
-        estimator: any `pyro.infer.ELBO`, `Trace_ELBO()` if left out. It is copied, never changed; what a copy learns
-            (a multiplier) stands in the metrics, and in the checkpoint.
+        estimator: any `pyro.infer.ELBO`; if left out, `SampledELBO()`, or `Trace_ELBO()` where a site has no
+            `rsample`. It is copied, never changed; what a copy learns (a multiplier) stands in the metrics, and
+            in the checkpoint.
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
         max_seconds: stop once the training time, all in all, reaches this; the last epoch is then a part
             of one, and counts as one.
@@ -92,6 +74,8 @@ def fit(
         supervised: pass the labels to `model` and `guide` as y.
         monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
         device: where to train; the structure's own device if left out.
+        compile: trace the step through Pyro once and run it as one compiled graph; "auto" does so where
+            the run is long enough to pay for it. The progress bar says what was decided, and why.
         out: run folder for `checkpoint.pt` and `metrics.jsonl`; without it nothing is written.
         resume: go on from the checkpoint in `out`, with the same data and optimiser; `epochs`, `beta`,
             `estimator` and (between epochs) `batch_size` may be new.
@@ -114,8 +98,10 @@ def fit(
     _check_folder(out, resume, overwrite)
     _check_batches(structure, data, batch_size)
     structure, data = _on_one_device(structure, data, device)
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile is {compile!r}; expected True, False or 'auto'")
     sites = _first_sites(structure, data, supervised)
-    estimator = Trace_ELBO() if estimator is None else estimator
+    estimator = default_estimator(sites) if estimator is None else estimator
     if not isinstance(estimator, ELBO):
         raise ValueError(f"estimator is {estimator!r}; expected an instance of a pyro.infer.ELBO, such as IWAE()")
     check_supported(estimator, sites)
@@ -135,6 +121,7 @@ def fit(
         supervised=supervised,
         monitor_size=monitor_size,
         has_global_sites=bool(sites.global_sites),
+        compile=compile,
         out=out,
     )
     if resume:

@@ -191,3 +191,42 @@ def test_labels_that_are_a_site_are_drawn_with_the_data(start):
     assert found.lower.mean() < -entropy + 3.3 * stderr(found.lower)
     assert found.upper.mean() > -entropy - 3.3 * stderr(found.upper)
     assert -3.3 * stderr(found.gap) < found.gap.mean() < 1.5
+
+
+class LabelOrLatent(nn.Module):
+    """y is a label where one is given, and a latent where none is."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.ones((), dtype=torch.double))
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Normal(x.new_zeros(1), self.mean).to_event(1), obs=y)
+            z = pyro.sample("z1", dist.Normal(y, 0.5).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Normal(0.7 * x, 0.6).to_event(1)) if y is None else y
+            pyro.sample("z1", dist.Normal(0.5 * (x + y), 0.4).to_event(1))
+
+
+def test_a_label_that_is_not_given_is_a_latent():
+    """p(x) = N(0, 1.5). 0.15 nats are more than ten standard errors of 100 chains."""
+    x = torch.tensor([[0.0], [1.0], [2.5]], dtype=torch.double)
+    truth = dist.Normal(0.0, 1.5**0.5).log_prob(x).squeeze(-1)
+    found = ais_log_likelihood(LabelOrLatent(), x, 100, 60, 4, start="prior")
+    torch.testing.assert_close(found, truth, rtol=0, atol=0.15)
+
+
+def test_every_row_is_validated():
+    x = torch.full((3, 6), 0.5)
+    x[0] = 1.0
+    with pytest.raises(ValueError, match="support"):
+        ais_log_likelihood(VAE(6, 2, 4), x, 4, 4)
+
+
+def test_like_gives_the_form_alone():
+    bracket = bidirectional_monte_carlo(VAE(6, 2, 4), torch.full((3, 6), 0.5), 4, 4)
+    assert bracket.lower.isfinite().all()

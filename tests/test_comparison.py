@@ -18,6 +18,7 @@ from pyro_lvae import (
     TVO,
     VAE,
     ConstrainedELBO,
+    ContractError,
     DReG,
     HierarchicalVAE,
     LadderVAE,
@@ -229,3 +230,24 @@ def test_arguments_out_of_range_are_refused_before_anything_is_computed(options,
         compare(VAE(12, 3, 8), x, "IWAE(3)", **QUICK | options)
     with pytest.raises(ValueError, match="no estimator is left"):
         compare(VAE(12, 3, 8), x, "", **QUICK)
+
+
+def test_reference_of_a_discrete_guide_leaves_the_guide_alone():
+    """log p(x) does not depend on parameters that the guide alone has: the reference for them is exactly 0."""
+    x = torch.randn(4, 3).double()
+    found = compare(Discrete(), x, [RWS(20)], num_repeats=3, num_samples=10, reference_particles=50, num_temperatures=0)
+    assert found.reference_norm["guide"] == 0
+
+
+def test_a_structure_that_breaks_the_rules_is_not_compared(x):
+    class Partial(VAE):
+        def guide(self, x, y=None):
+            pass
+
+    with pytest.raises(ContractError):
+        compare(Partial(12, 3, 8), x, "IWAE(5)", num_repeats=3)
+
+
+def test_runs_of_several_estimators_share_no_folder(tiny):
+    with pytest.raises(ValueError, match="out: one folder cannot hold several runs"):
+        compare_training(VAE(12, 3, 8), tiny, "IWAE(5)", max_seconds=1, out="o")

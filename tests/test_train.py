@@ -266,7 +266,7 @@ def test_an_enumerated_model_is_refused_by_estimators_that_would_not_sum(tiny):
     from test_enumeration import Mixture
 
     data = Dataset("rows", torch.randn(20, 4).double(), torch.randn(5, 4).double())
-    for estimator in (None, TraceMeanField_ELBO()):
+    for estimator in (Trace_ELBO(), TraceMeanField_ELBO()):
         with pytest.raises(ValueError, match="the model enumerates 'c' and .* would draw from the prior"):
             fit(Mixture(), data, estimator, **QUIET)
     enum = TraceEnum_ELBO(max_plate_nesting=1)

@@ -77,7 +77,7 @@ def train(
         root: folder of the data; else PYRO_LVAE_DATA, else the user's cache.
         binarize: draw binary images anew each epoch; left out, as is the custom for the data set.
         structure: a class of the package by name, or your own as my_module.MyVAE; it is given x_dim.
-        estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, Trace_ELBO.
+        estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, SampledELBO.
         beta: KL weight: a number, or a schedule: --beta.length 20 warms up from 0 to 1 over 20 epochs.
         seed: of all random numbers.
         device: left out, CUDA where there is one.
@@ -131,7 +131,7 @@ def _check_evaluable(module: nn.Module, data: Dataset, supervised: bool) -> None
 
 
 def _estimator_name(estimator: ELBO | None) -> str:
-    return "Trace_ELBO" if estimator is None else type(estimator).__name__
+    return "SampledELBO" if estimator is None else type(estimator).__name__
 
 
 def open_run(folder: str, device: str | None) -> Run:

@@ -6,7 +6,6 @@ import copy
 import math
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 from pyro.infer import ELBO
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import rng_state, set_rng_state
 from ..evaluate.chunks import cost_of
 from ..objectives import IWAE, RWS, LedgerELBO, backward, label
+from ..objectives.gradients import replace_at_draws
 from ..results import EstimatorQuality, GradientQuality
 from ..traces import Ledger, evaluating, ledger, log_densities
 from .memory import PeakBytes
@@ -83,12 +83,6 @@ class Moments:
         return math.sqrt(max(0.0, (self.mean - other.mean).square().sum().item() - noise)), math.sqrt(noise)
 
 
-@dataclass
-class _Draw:
-    value: float
-    gradients: dict[str, Tensor]
-
-
 class Measured:
     """One estimator, drawn from again and again."""
 
@@ -102,26 +96,28 @@ class Measured:
         self.norms: dict[str, list[float]] = {group: [] for group in groups}
         structure.zero_grad(set_to_none=True)
         with PeakBytes(args[0].device) as memory:  # warms up, too
-            self._gradient(estimator)
+            self._backward(estimator)
         self.peak_bytes = memory.peak
 
     def draw(self) -> None:
         """One more value and gradient."""
         noise, device = rng_state(self.args[0].device), self.args[0].device
+        self.structure.zero_grad(set_to_none=True)
         started = time.perf_counter()
-        drawn = self._gradient(self.estimator)
+        value = self._backward(self.estimator)
         self.seconds.append(time.perf_counter() - started)
-        if not math.isfinite(drawn.value):
-            raise ValueError(f"{label(self.estimator)} gives {drawn.value} on this batch; leave it out")
-        self.values.append(drawn.value)
-        for group, gradient in drawn.gradients.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{label(self.estimator)} gives {value} on this batch; leave it out")
+        self.values.append(value)
+        drawn = _gradients(self.groups)
+        for group, gradient in drawn.items():
             self.moments[group].add(gradient)
             self.norms[group].append(gradient.norm().item())
         if self.plain is not None:
             after = rng_state(device)
             set_rng_state(noise, device)
-            for group, gradient in self._gradient(self.plain).gradients.items():
-                self.difference[group].add(drawn.gradients[group] - gradient)
+            for group, gradient in _gradient(self.plain, self.structure, self.args, self.groups).items():
+                self.difference[group].add(drawn[group] - gradient)
             set_rng_state(after, device)
 
     def quality(self, reference: dict[str, Moments]) -> EstimatorQuality:
@@ -155,9 +151,9 @@ class Measured:
             own_bias_noise=own_noise,
         )
 
-    def _gradient(self, estimator: ELBO) -> _Draw:
-        """Of the objective, per datum. A copy, so that no multiplier moves."""
-        return _gradient(copy.copy(estimator), self.structure, self.args, self.groups)
+    def _backward(self, estimator: ELBO) -> float:
+        """A copy, so that no multiplier moves."""
+        return _backward(copy.copy(estimator), self.structure, self.args)
 
 
 class _Plain(LedgerELBO):
@@ -177,16 +173,32 @@ def _plain(estimator: ELBO, sites: Ledger) -> ELBO | None:
     return _Plain(estimator) if has_own and estimator.needs_rsample and not estimator.state_dict() else None
 
 
-def _gradient(estimator: ELBO, structure: nn.Module, args: tuple, groups: dict) -> _Draw:
+def _gradient(estimator: ELBO, structure: nn.Module, args: tuple, groups: dict) -> dict[str, Tensor]:
     structure.zero_grad(set_to_none=True)
+    _backward(estimator, structure, args)
+    return _gradients(groups)
+
+
+def _backward(estimator: ELBO, structure: nn.Module, args: tuple) -> float:
+    """The objective per datum; its gradient is added to the parameters'."""
     with evaluating(structure), torch.enable_grad():
-        loss = backward(estimator, structure, args, per=len(args[0]))
-    return _Draw(-loss.item(), {g: torch.cat([_flat(p) for p in members]) for g, members in groups.items()})
+        return -backward(estimator, structure, args, per=len(args[0])).item()
+
+
+def _gradients(groups: dict) -> dict[str, Tensor]:
+    return {group: torch.cat([_flat(p) for p in members]) for group, members in groups.items()}
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:
     gradient = torch.zeros_like(parameter) if parameter.grad is None else -parameter.grad
     return gradient.flatten().double()
+
+
+class _ModelAlone(RWS):
+    """The model's half of `RWS`: sum_k v_k d log p(x, z_k), which is d log p(x); the guide gets nothing."""
+
+    def objective(self, sites: Ledger) -> Tensor:
+        return replace_at_draws(self.bound(sites.without_scores()), sites.draws, {})
 
 
 def many_particles(num_particles: int, sites: Ledger) -> LedgerELBO:
@@ -195,7 +207,7 @@ def many_particles(num_particles: int, sites: Ledger) -> LedgerELBO:
     try:
         estimator.check(sites)
     except ValueError:
-        return RWS(num_particles)
+        return _ModelAlone(num_particles)
     return estimator
 
 
@@ -212,7 +224,7 @@ def reference_gradient(
         parts: dict[str, Tensor] = {}
         for start in range(0, total, at_once):
             chunk = tuple(a[start : start + at_once] for a in args)
-            drawn = _gradient(estimator, structure, chunk, groups).gradients
+            drawn = _gradient(estimator, structure, chunk, groups)
             share = len(chunk[0]) / total
             parts = {g: parts.get(g, 0.0) + share * gradient for g, gradient in drawn.items()}
         for group, gradient in parts.items():

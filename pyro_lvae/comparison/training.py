@@ -37,9 +37,11 @@ def compare_training(
         estimators: as for `compare`.
         max_seconds: training time of each; evaluation between epochs does not count.
         num_samples, num_images: of the test log p(x) in the end.
-        **options: of `fit`, such as `batch_size` and `beta`.
+        **options: of `fit`, such as `batch_size` and `beta`; eager unless `compile=True`, for time is compared.
     """
-    options = {"callbacks": (), "epochs": 10**9, **options}
+    if own := {"out", "resume", "overwrite"} & set(options):
+        raise ValueError(f"{', '.join(sorted(own))}: one folder cannot hold several runs; leave it out")
+    options = {"callbacks": (), "epochs": 10**9, "compile": False, **options}
     check_counts(1, num_samples=num_samples, num_images=num_images)
     x, y = data.train_rows(2)
     supervised = options.get("supervised", False)

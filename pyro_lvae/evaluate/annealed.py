@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -58,20 +59,18 @@ def ais_log_likelihood(
         ValueError: a latent is discrete or global; an argument is out of range.
     """
     x, y = check_rows(structure, x, y)
-    check_annealable(structure, x, y, start=start)
     path = _Path(structure, num_chains, num_temperatures, num_leapfrog, start)
-    out = torch.empty(len(x), dtype=x.dtype, device=x.device)
-    for rows in _chunks(structure, x, y, num_chains, memory):
-        args = args_of(x, y, rows)
-        with evaluating(structure), pyro.validation_enabled(False):
-            out[rows] = path.forward(args, path.adapt(args))
-    return out
+
+    def below(args: tuple) -> Tensor:
+        return path.forward(args, path.adapt(args))
+
+    return torch.cat(path.by_chunk(x, y, memory, below))
 
 
 def check_annealable(structure: nn.Module, x: Tensor, y: Tensor | None = None, *, start: str = "prior") -> None:
     """Raise `ValueError`, by name, for sites that Hamiltonian Monte Carlo cannot move."""
     with evaluating(structure), forked_noise(x.device):
-        first = ledger(structure.model, structure.guide, *args_of(x, y, slice(0, 1)))
+        first = ledger(structure.model, structure.guide, *args_of(x, y, slice(None)))
     latents, instead = first.latents, "use log_likelihood"
     if discrete := [n for n, s in latents.items() if s.p is None or s.p.support.is_discrete]:
         raise ValueError(
@@ -129,17 +128,17 @@ def bidirectional_monte_carlo(
         ValueError: as `ais_log_likelihood`.
     """
     like, y = check_rows(structure, like, y)
-    check_annealable(structure, like, y, start=start)
     path = _Path(structure, num_chains, num_temperatures, num_leapfrog, start)
-    parts = []
-    for rows in _chunks(structure, like, y, num_chains, memory):
-        given = args_of(like, y, rows)
-        with evaluating(structure), pyro.validation_enabled(False):
-            drawn = generate(structure, given[0], {}, *given[1:], draw_labels=True)
-            drawn = {name: value for name, (_, value) in drawn.items()}
-            args = (drawn.pop("x").to(like), *(drawn.pop("y", labels).to(labels) for labels in given[1:]))
-            steps = path.adapt(args)
-            parts.append((args[0], path.forward(args, steps), path.backward(args, drawn, steps)))
+
+    def both(given: tuple) -> tuple[Tensor, Tensor, Tensor]:
+        drawn = generate(structure, given[0], {}, *given[1:], draw_labels=True)
+        drawn = {name: value for name, (_, value) in drawn.items()}
+        args = (drawn.pop("x").to(like), *(drawn.pop("y", labels).to(labels) for labels in given[1:]))
+        steps = path.adapt(args)
+        return args[0], path.forward(args, steps), path.backward(args, drawn, steps)
+
+    with pyro.validation_enabled(False):  # the values of `like` are nobody's business
+        parts = path.by_chunk(like, y, memory, both)
     return Bracket(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -159,6 +158,18 @@ class _Path:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if self.start not in ("prior", "guide"):
             raise ValueError(f"start is {self.start!r}; expected 'prior' or 'guide'")
+
+    def by_chunk(self, x: Tensor, y: Tensor | None, memory: int, estimate: Callable[[tuple], Any]) -> list:
+        """`estimate(arguments)` of as many rows at once as `memory` admits, in evaluation mode."""
+        check_annealable(self.structure, *args_of(x, y, slice(0, 1)), start=self.start)
+        with evaluating(self.structure):
+            rows, _ = cost_of(self.structure, x, y).chunk(self.num_chains, memory // 3)  # backward makes twice as much
+        found = []
+        for args in (args_of(x, y, slice(i, i + rows)) for i in range(0, len(x), rows)):
+            check_annealable(self.structure, *args, start=self.start)  # with Pyro's validation of these rows
+            with evaluating(self.structure), pyro.validation_enabled(False):
+                found.append(estimate(args))
+        return found
 
     def temperatures(self) -> list[float]:
         """t_0 = 0 ... t_T = 1: a sigmoid over [-4, 4], rescaled (Wu et al. 2017)."""
@@ -246,7 +257,8 @@ class _Chains:
         model, guide = path.structure.model, path.structure.guide
         if path.start == "prior":
             drawn = generate(path.structure, args[0], {}, *args[1:], num_particles=num_chains)
-            z = {name: value for name, (_, value) in drawn.items() if name not in ("x", "y")}
+            given = ("x", "y")[: len(args)]  # without labels, a site y is a latent like any other
+            z = {name: value for name, (_, value) in drawn.items() if name not in given}
         else:
             sites = ledger(model, guide, *args, num_particles=num_chains)
             z = {name: site.value for name, site in sites.latents.items()}
@@ -288,13 +300,6 @@ class _Chains:
         else:
             prior = sum(log_densities(self.path.structure.guide, z, *self.args, num_particles=count).values())
         return prior + jacobian, joint - prior
-
-
-def _chunks(structure: nn.Module, x: Tensor, y: Tensor | None, num_chains: int, memory: int) -> Iterator[slice]:
-    with evaluating(structure):
-        rows, _ = cost_of(structure, x, y).chunk(num_chains, memory // 3)  # the backward pass makes twice as much
-    for start in range(0, len(x), rows):
-        yield slice(start, min(start + rows, len(x)))
 
 
 def _names(sites) -> str:

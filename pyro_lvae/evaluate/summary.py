@@ -18,7 +18,7 @@ def summarize(
     data: Dataset,
     history: list[EpochMetrics],
     *,
-    estimator: str = "Trace_ELBO",
+    estimator: str = "SampledELBO",
     num_samples: int = 5000,
     num_images: int | None = None,
     supervised: bool = False,

@@ -2,9 +2,9 @@
 
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
-from .base import LedgerELBO, backward
+from .base import LedgerELBO, backward, with_nesting
 from .constrained import GECO, ConstrainedELBO
-from .elbo import AnalyticELBO, BetaELBO, FreeBits, KLBalanced, SampledELBO
+from .elbo import AnalyticELBO, BetaELBO, FreeBits, KLBalanced, SampledELBO, default_estimator
 from .importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, Renyi
 from .named import label
 from .named import parse as _parse
@@ -13,7 +13,7 @@ from .support import check_supported
 
 # What `pyro-lvae list` names, with a line on each.
 ESTIMATORS = {
-    SampledELBO: "L^A: the ELBO, every density at a sample",
+    SampledELBO: "L^A: the ELBO, every density at a sample (the default)",
     AnalyticELBO: "L^B: the ELBO with analytic KL; guide and model in the same order",
     STL: "the ELBO; the guide's gradient without its score: zero variance at the exact posterior",
     IWAE: "importance-weighted bound of K particles, per datum",
@@ -29,7 +29,7 @@ ESTIMATORS = {
     KLBalanced: "the ELBO, KL weight moved to large layers during warm-up",
     ConstrainedELBO: "best reconstruction with KL below epsilon, the multiplier learned",
     GECO: "least KL with distortion below a limit, the multiplier learned",
-    Trace_ELBO: "Pyro's ELBO, every density at a sample (the default)",
+    Trace_ELBO: "Pyro's ELBO, every density at a sample",
     TraceMeanField_ELBO: "Pyro's ELBO with analytic KL",
     TraceEnum_ELBO: "Pyro's ELBO, discrete latents marked for enumeration summed out",
     TraceGraph_ELBO: "Pyro's ELBO with score-function gradients where a site has no rsample",
@@ -47,4 +47,13 @@ def parse(text: str) -> list[ELBO]:
 
 
 __all__ = [cls.__name__ for cls in ESTIMATORS if cls.__module__.startswith(__name__)]
-__all__ += ["ESTIMATORS", "LedgerELBO", "backward", "check_supported", "label", "parse"]
+__all__ += [
+    "ESTIMATORS",
+    "LedgerELBO",
+    "backward",
+    "check_supported",
+    "default_estimator",
+    "label",
+    "with_nesting",
+    "parse",
+]

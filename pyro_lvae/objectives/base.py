@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 
 import pyro
@@ -105,6 +106,15 @@ def backward(estimator: ELBO, structure: nn.Module, args: tuple, per: float) -> 
     for p, before in held:
         p.grad = _sum(before, None if p.grad is None else p.grad / per)
     return torch.as_tensor(loss)
+
+
+def with_nesting(estimator: ELBO) -> ELBO:
+    """A copy, for Pyro's estimators keep the plate nesting that they guess from the first model they see."""
+    estimator = copy.copy(estimator)
+    if estimator.max_plate_nesting == float("inf"):
+        estimator.max_plate_nesting = 1 + (estimator.vectorize_particles and estimator.num_particles > 1)
+    estimator.max_plate_nesting = int(estimator.max_plate_nesting)  # a command line gives 1.0
+    return estimator
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

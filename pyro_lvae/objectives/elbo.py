@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from ..traces import Ledger
 from .base import LedgerELBO
-from .support import check_analytic, names
+from .support import check_analytic, check_reparameterised, names
 
 
 class SampledELBO(LedgerELBO):
@@ -17,8 +18,8 @@ class SampledELBO(LedgerELBO):
 
         L^A = N/B sum_b 1/K sum_k [log p(x, z_k) - log q(z_k|x)]
 
-    What `Trace_ELBO` computes for reparameterised sites, without waiting for the device, and with
-    discrete sites that the model marks for enumeration summed out.
+    What `Trace_ELBO` computes for reparameterised sites, without waiting for the device, so that it
+    compiles; and with discrete sites that the model marks for enumeration summed out. The default of `fit`.
 
     Args:
         num_particles: K.
@@ -143,6 +144,15 @@ class KLBalanced(LedgerELBO):
         mean = sum(a.values()) / max(1, len(a))
         gamma = {n: a[n] / mean for n in a}
         return gamma if self.always else {n: _until_one(sites[n].beta, g) for n, g in gamma.items()}
+
+
+def default_estimator(sites: Ledger) -> ELBO:
+    """`SampledELBO`; `Trace_ELBO`, with its score function, where a site cannot be reparameterised."""
+    try:
+        check_reparameterised("SampledELBO", sites)
+    except ValueError:
+        return Trace_ELBO(max_plate_nesting=1)
+    return SampledELBO()
 
 
 def closed_form(sites: Ledger) -> dict[str, Tensor]:

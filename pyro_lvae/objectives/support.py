@@ -9,6 +9,7 @@ from ..traces import Ledger
 # Pyro's estimators that cannot train a structure whose parameters are ordinary `nn.Parameter`s, and what can.
 UNSUITED = {
     "ReweightedWakeSleep": "it returns two losses; use pyro_lvae.RWS",
+    "TraceTailAdaptive_ELBO": "its loss is always infinite, and it weighs whole batches; use pyro_lvae.RWS or DReG",
     "JitTrace_ELBO": "TorchScript cannot trace modules; use pyro_lvae.SampledELBO or Trace_ELBO",
     "JitTraceEnum_ELBO": "TorchScript cannot trace modules; use TraceEnum_ELBO",
     "JitTraceMeanField_ELBO": "TorchScript cannot trace modules; use pyro_lvae.AnalyticELBO",
@@ -24,8 +25,6 @@ def check_supported(estimator: ELBO, sites: Ledger) -> None:
     name = type(estimator).__name__
     if name in UNSUITED:
         raise ValueError(f"{name} does not work here: {UNSUITED[name]}")
-    if name == "TraceTailAdaptive_ELBO" and not (estimator.vectorize_particles and estimator.num_particles > 1):
-        raise ValueError("TraceTailAdaptive_ELBO needs num_particles of 2 or more, and vectorize_particles=True")
     if (enumerated := enumerated_sites(sites)) and not isinstance(estimator, TraceEnum_ELBO):
         raise ValueError(
             f"the model enumerates {names(enumerated)} and {name} would draw from the prior in its place; use "
@@ -43,7 +42,7 @@ def check_supported(estimator: ELBO, sites: Ledger) -> None:
 def check_reparameterised(name: str, sites: Ledger, *, local: bool = True) -> None:
     """Raise `ValueError` unless every site of the guide (or every global one) has an `rsample`."""
     asked = sites.latents if local else {n: s for n, s in sites.latents.items() if not s.is_local}
-    stuck = [n for n, s in asked.items() if s.q is not None and not s.q.has_rsample]
+    stuck = [n for n, s in asked.items() if not (s.is_enumerated or (s.q or s.p).has_rsample)]
     if stuck and local:
         raise ValueError(
             f"{name} differentiates through the guide's draws, and {names(stuck)} cannot be reparameterised; use "

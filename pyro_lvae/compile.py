@@ -1,0 +1,286 @@
+"""The loss and gradient of one batch: run eagerly, or traced once through Pyro and run as one compiled graph.
+
+Pyro's handlers run in Python at every step, and what they arrange is the same each time. Here that arrangement is
+traced once, forward and backward, down to tensor operations, and the graph is compiled by torch's inductor: no handler,
+no autograd and no module is entered again.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack, contextmanager
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from .annealing import anneal, subsample
+from .objectives import backward
+from .traces import forked_noise
+
+
+class CompileError(RuntimeError):
+    """A step cannot be compiled; says why, and what to do about it."""
+
+
+class Step:
+    """Loss and gradient of a batch, eagerly.
+
+    Args:
+        structure: the pair; gradients go to those of its parameters that require them.
+        estimator: any `pyro.infer.ELBO`.
+        size: N, where the structure has global sites: their log-density counts once, that of the rows N/B times.
+        clip_norm: largest global norm of the gradient.
+        clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
+    """
+
+    def __init__(
+        self,
+        structure: nn.Module,
+        estimator: ELBO,
+        *,
+        size: int | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ):
+        self.structure, self.estimator, self.size = structure, estimator, size
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.parameters = [p for p in structure.parameters() if p.requires_grad]
+
+    def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
+        """-bound / N in nats, and the norm of its gradient before clipping; the gradient is left in `.grad`."""
+        for p in self.parameters:
+            p.grad = None
+        with self.handlers(beta):
+            loss = backward(self.estimator, self.structure, args, per=self.per(args))
+        return loss, self.clip()
+
+    def clip(self) -> Tensor:
+        """Clip what is in `.grad`; its norm before."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None:
+            torch._foreach_mul_(gradients, self._shrink(norm))
+        if self.clip_value is not None:
+            torch._foreach_clamp_min_(gradients, -self.clip_value)
+            torch._foreach_clamp_max_(gradients, self.clip_value)
+        return norm
+
+    def clipped(self, gradients: list[Tensor], norm: Tensor) -> list[Tensor]:
+        """The same of given gradients, as new tensors."""
+        if self.clip_norm is not None:
+            gradients = [g * self._shrink(norm) for g in gradients]
+        if self.clip_value is not None:
+            gradients = [g.clamp(-self.clip_value, self.clip_value) for g in gradients]
+        return gradients
+
+    @contextmanager
+    def handlers(self, beta: dict[str, float | Tensor]):
+        """What a step runs under."""
+        with ExitStack() as stack:
+            stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(anneal(beta=beta))
+            if self.size is not None:
+                stack.enter_context(subsample(self.size))
+            yield
+
+    def per(self, args: tuple) -> int:
+        """What the bound is divided by: the rows that it stands for."""
+        return len(args[0]) if self.size is None else self.size
+
+    def _shrink(self, norm: Tensor) -> Tensor:
+        return (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+class CompiledStep:
+    r"""A `Step` as one compiled graph for batches of one shape; a smaller last batch is left to the `Step`.
+
+    Traced in fake tensors, so that nothing runs twice and no noise is drawn. Parameters, buffers, KL weights
+    and what the estimator has learned are inputs; batch-norm statistics are updated in place. The noise is torch's own,
+    from the default generator and in the same order: compiled and eager losses agree to float rounding. On CUDA the
+    graph is captured and replayed (`torch.cuda.CUDAGraph`).
+
+    Args:
+        step: what to compile. Its estimator must not wait for values on its way: those of this package do not.
+        args: a batch as `model` and `guide` take it; its shapes are those of the graph.
+        beta: the KL weights by site; their values are inputs.
+
+    Raises:
+        CompileError: the structure's control flow depends on values, the estimator waits for one, or
+            there is no C++ compiler.
+    """
+
+    def __init__(self, step: Step, args: tuple, beta: dict[str, float]):
+        self.step, self.names = step, tuple(beta)
+        self.like = args[0]
+        self.shapes = _shapes(args)
+        self.modes = [m.training for m in step.structure.modules()]
+        named = [*step.structure.named_parameters(), *step.structure.named_buffers()]
+        self._trained = {n: p for n, p in named if p.requires_grad}
+        self._fixed = {n: t for n, t in named if not t.requires_grad}
+        self._weights = [t.detach() for t in (*self._trained.values(), *self._fixed.values())]
+        self._has_gradient = [True] * len(self._trained)
+        self._compiled = self._compile(args, beta)
+        if self.like.device.type == "cuda":
+            self._compiled = _Replayed(self._compiled, len(self._weights))
+
+    def fits(self, args: tuple) -> bool:
+        """Whether a batch is of the shape of the graph, and the modules in the mode it was traced in."""
+        return _shapes(args) == self.shapes and [m.training for m in self.step.structure.modules()] == self.modes
+
+    def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
+        """As of `Step`."""
+        with torch.no_grad():
+            loss, norm, *rest = self._compiled(*self._inputs(args, beta))
+        gradients = iter(rest[: sum(self._has_gradient)])
+        for p, is_there in zip(self._trained.values(), self._has_gradient, strict=True):
+            p.grad = next(gradients) if is_there else None
+        if learned := dict(zip(_learned(self.step.estimator), rest[sum(self._has_gradient) :], strict=True)):
+            self.step.estimator.load_state_dict(learned)
+        return loss, norm
+
+    def _inputs(self, args: tuple, beta: dict[str, float]) -> list[Tensor]:
+        weights = self.like.new_tensor([float(beta[n]) for n in self.names])
+        learned = [t.to(self.like.device) for t in _learned(self.step.estimator).values()]
+        return [*self._weights, *learned, weights, *(a for a in args if a is not None)]
+
+    def _compile(self, args: tuple, beta: dict[str, float]):
+        from torch._inductor import compile as inductor
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        estimator = type(self.step.estimator).__name__
+        if not hasattr(self.step.estimator, "differentiable_loss"):
+            raise CompileError(f"{estimator} has no differentiable_loss; use an estimator of pyro_lvae")
+        inputs = self._inputs(args, beta)
+        try:
+            with forked_noise(self.like.device):
+                graph = make_fx(self._traced(args), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        except Exception as error:
+            raise CompileError(
+                f"{estimator} on {type(self.step.structure).__name__} cannot be traced: {_first_line(error)}. A step "
+                "that compiles never asks a tensor for its value (.item(), if, float()); of Pyro's estimators most do, "
+                "those of pyro_lvae do not (for Trace_ELBO use SampledELBO, for TraceMeanField_ELBO AnalyticELBO)"
+            ) from error
+        try:
+            with torch.no_grad(), _cached():
+                return inductor(graph, inputs, options={"fallback_random": True})
+        except Exception as error:
+            raise CompileError(
+                f"torch's inductor could not compile the step: {_first_line(error)}. On the CPU it needs a C++ "
+                "compiler (g++ or clang++, on PATH or named by CXX)"
+            ) from error
+
+    def _traced(self, args: tuple):
+        """The step as a function of tensors alone."""
+        step, is_there = self.step, [a is not None for a in args]
+        estimator, learned = copy.copy(step.estimator), list(_learned(step.estimator))
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            given = iter(inputs)
+            trained = {n: next(given).detach().requires_grad_() for n in self._trained}
+            fixed = {n: next(given) for n in self._fixed}
+            if learned:
+                estimator.load_state_dict({n: next(given) for n in learned})
+            beta = dict(zip(self.names, next(given).unbind(), strict=True))
+            batch = tuple(next(given) if there else None for there in is_there)
+            with _swapped(step.structure, {**trained, **fixed}), step.handlers(beta), torch.enable_grad():
+                loss = estimator.differentiable_loss(step.structure.model, step.structure.guide, *batch)
+                loss = loss / step.per(batch)
+                found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            self._has_gradient = [g is not None for g in found]
+            gradients = [g for g in found if g is not None]
+            norm = nn.utils.get_total_norm(gradients, foreach=False)
+            return [loss.detach(), norm, *step.clipped(gradients, norm), *_learned(estimator).values()]
+
+        return run
+
+
+class _Replayed:
+    """A function of tensors as a CUDA graph: its first arguments keep their memory, the others are copied in."""
+
+    def __init__(self, compiled, num_static: int):
+        self.compiled, self.num_static, self.graph = compiled, num_static, None
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        if self.graph is None:
+            self._capture(inputs)
+        for static, now in zip(self.inputs[self.num_static :], inputs[self.num_static :], strict=True):
+            static.copy_(now, non_blocking=True)
+        self.graph.replay()
+        return list(self.outputs)
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        self.inputs = [*inputs[: self.num_static], *(t.clone() for t in inputs[self.num_static :])]
+        before = [t.clone() for t in self.inputs[: self.num_static]]  # the warm-up moves batch-norm statistics
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with forked_noise(inputs[0].device), torch.cuda.stream(side):
+            for _ in range(3):
+                self.compiled(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self.compiled(*self.inputs)
+        for t, value in zip(self.inputs, before, strict=False):
+            t.copy_(value)
+
+
+def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
+    """Whether compiling saves more time than it takes, and why.
+
+    Measured on two slow cores: about a second for each parameter tensor, and a third of a step's time saved.
+
+    Args:
+        seconds: of an eager step.
+        steps: how many are to come.
+        tensors: trained parameters.
+    """
+    saved, cost = 0.33 * seconds * steps, 5.0 + 1.0 * tensors
+    times = f"{steps} steps of {1e3 * seconds:.1f} ms are to come: about {saved:.0f} s to save, {cost:.0f} s to compile"
+    return saved > 1.5 * cost, times
+
+
+@contextmanager
+def _swapped(module: nn.Module, tensors: dict[str, Tensor]):
+    """The module with other parameters and buffers, wherever in it the same one stands under several names."""
+    by_identity = {id(t): tensors[n] for n, t in (*module.named_parameters(), *module.named_buffers())}
+    places = [
+        (kept, name, t)
+        for m in module.modules()
+        for kept in (m._parameters, m._buffers)
+        for name, t in kept.items()
+        if t is not None
+    ]
+    try:
+        for kept, name, t in places:
+            kept[name] = by_identity[id(t)]
+        yield
+    finally:
+        for kept, name, t in places:
+            kept[name] = t
+
+
+@contextmanager
+def _cached():
+    """Lets inductor keep its results on disk, as `torch.compile` does: the same step then compiles in seconds."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        yield
+
+
+def _learned(estimator: ELBO) -> dict[str, Tensor]:
+    """What the estimator has learned; Pyro's own learn nothing."""
+    return estimator.state_dict() if hasattr(estimator, "state_dict") else {}
+
+
+def _shapes(args: tuple) -> list:
+    return [None if a is None else (a.shape, a.dtype, a.device) for a in args]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,279 @@
+"""The compiled step: the eager step's losses, weights and statistics, to float rounding."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch import nn
+
+from pyro_lvae import (
+    CIWAE,
+    GECO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    RWS,
+    STL,
+    TVO,
+    VAE,
+    AnalyticELBO,
+    BetaELBO,
+    Callback,
+    ConstrainedELBO,
+    Dataset,
+    DReG,
+    FreeBits,
+    KLBalanced,
+    LadderVAE,
+    Renyi,
+    SampledELBO,
+    fit,
+    ledger,
+    linear,
+)
+from pyro_lvae.compile import CompiledStep, CompileError, Step, pays
+from pyro_lvae.optim import FusedAdam
+from pyro_lvae.traces import evaluating, forked_noise
+
+ESTIMATORS = {
+    "SampledELBO": SampledELBO,
+    "AnalyticELBO": AnalyticELBO,
+    "IWAE": partial(IWAE, 3),
+    "Renyi": partial(Renyi, 0.5, 3),
+    "CIWAE": partial(CIWAE, 0.5, 3),
+    "MIWAE": partial(MIWAE, 2, 2),
+    "PIWAE": partial(PIWAE, 2, 2),
+    "STL": STL,
+    "DReG": partial(DReG, 3),
+    "DReG-prior": partial(DReG, 3, prior=True),
+    "RWS": partial(RWS, 3),
+    "TVO": partial(TVO, 3),
+    "BetaELBO": BetaELBO,
+    "FreeBits": FreeBits,
+    "KLBalanced": KLBalanced,
+    "ConstrainedELBO": partial(ConstrainedELBO, 2.0),
+    "GECO": partial(GECO, 5.0),
+}
+
+
+@pytest.fixture
+def traced_only(monkeypatch):
+    """Runs the traced graph as it is: what is checked then is the tracing, without a minute of C++ compilation."""
+    import torch._inductor
+
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options=None: graph)
+
+
+def pair(structure, x, steps: int, compiled: bool, estimator, **options):
+    """Losses of `steps` steps with beta rising, and what they leave behind."""
+    structure, estimator = copy.deepcopy(structure), copy.deepcopy(estimator)
+    names = latents(structure, x)
+    optimizer, step = (
+        FusedAdam([p for p in structure.parameters() if p.requires_grad]),
+        Step(structure, estimator, **options),
+    )
+    torch.manual_seed(1)
+    step = CompiledStep(step, (x,), dict.fromkeys(names, 0.5)) if compiled else step
+    losses = []
+    for i in range(steps):
+        loss, norm = step((x,), dict.fromkeys(names, (i + 1) / steps))
+        optimizer.step()
+        losses.append(torch.stack([loss, norm]))
+    return torch.stack(losses), structure, estimator
+
+
+def latents(structure, x):
+    """Names of the latent sites."""
+    with evaluating(structure), forked_noise(x.device):
+        return list(ledger(structure.model, structure.guide, x).latents)
+
+
+def check_equal(structure, x, estimator, steps, **options):
+    eager, structure_1, estimator_1 = pair(structure, x, steps, False, estimator, **options)
+    compiled, structure_2, estimator_2 = pair(structure, x, steps, True, estimator, **options)
+    torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
+    for name, value in structure_1.state_dict().items():
+        torch.testing.assert_close(structure_2.state_dict()[name], value, rtol=1e-7, atol=1e-9)
+    for name, value in estimator_1.state_dict().items():
+        torch.testing.assert_close(estimator_2.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_traced_step_of_every_estimator(name, x, traced_only):
+    structure = LadderVAE(12, (5, 3, 2), (16, 8, 8)).double()
+    check_equal(structure, x.double(), ESTIMATORS[name](), 20)
+
+
+def test_traced_step_of_every_structure(structure, x, traced_only):
+    check_equal(structure.double(), x.double(), SampledELBO(), 20, clip_norm=2.0, clip_value=0.5)
+
+
+class WeightedVAE(VAE):
+    """With one global site, whose log-density counts once."""
+
+    def model(self, x, y=None):
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        return super().model(x)
+
+    def guide(self, x, y=None):
+        pyro.sample("w", dist.Normal(self.decoder[0].bias.sum(), 1.0))
+        super().guide(x)
+
+
+def test_traced_step_with_global_site(x, traced_only):
+    check_equal(WeightedVAE(12, 3, 8, batch_norm=False).double(), x.double(), IWAE(3), 20, size=100)
+
+
+def test_frozen_parameters_stay(x, traced_only):
+    vae = VAE(12, 3, 8).double()
+    vae.decoder.requires_grad_(False)
+    check_equal(vae, x.double(), SampledELBO(), 5)
+
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+
+@needs_compiler
+def test_compiled_and_eager_losses_agree_over_100_steps(x):
+    check_equal(VAE(12, 3, 8).double(), x.double(), SampledELBO(), 100, clip_norm=5.0)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SampledELBO", "IWAE", "DReG", "GECO"])
+def test_compiled_ladder_agrees_over_100_steps(name, x):
+    structure = LadderVAE(12, (5, 3), (16, 8)).double()
+    check_equal(structure, x.double(), ESTIMATORS[name](), 100)
+
+
+class Said(Callback):
+    def __init__(self):
+        self.messages = []
+
+    def on_message(self, message):
+        self.messages.append(message)
+
+
+@needs_compiler
+def test_fit_compiles_and_the_smaller_last_batch_works(tiny):
+    runs = []
+    for compile in (True, False):
+        torch.manual_seed(0)
+        said, vae = Said(), VAE(12, 3, 8)
+        options = dict(batch_size=16, epochs=3, beta=linear(0, 1, steps=5), compile=compile, callbacks=[said])
+        runs.append([m.objective for m in fit(vae, tiny, **options)])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+    assert not said.messages
+
+
+def test_auto_leaves_a_short_run_alone(tiny):
+    said = Said()
+    fit(VAE(12, 3, 8), tiny, batch_size=5, epochs=2, callbacks=[said])
+    assert len(said.messages) == 1
+    assert "training eagerly" in said.messages[0]
+
+
+def test_auto_compiles_what_pays(tiny, monkeypatch, traced_only):
+    import pyro_lvae.loop
+
+    monkeypatch.setattr(pyro_lvae.loop, "pays", lambda *args: (True, "it pays"))
+    said = Said()
+    fit(VAE(12, 3, 8), tiny, batch_size=5, epochs=2, callbacks=[said])
+    assert said.messages[0] == "compiling the training step: it pays"
+    assert said.messages[1].startswith("compiled in")
+
+
+def test_pays():
+    assert pays(0.05, 20_000, 78)[0]
+    assert not pays(0.02, 700, 78)[0]
+
+
+class Wilful(VAE):
+    """Its control flow depends on a value."""
+
+    def guide(self, x, y=None):
+        if x.sum() > -1:
+            super().guide(x)
+
+
+def test_value_dependent_control_flow_trains_eagerly_and_says_so(tiny):
+    said = Said()
+    history = fit(Wilful(12, 3, 8), tiny, epochs=1, batch_size=16, compile=True, callbacks=[said])
+    assert len(history) == 1
+    assert "cannot be traced" in said.messages[0]
+    assert "control" not in said.messages[0].split(":")[0]
+
+
+@pytest.mark.parametrize("estimator", [Trace_ELBO(), RenyiELBO(num_particles=2)])
+def test_estimators_that_wait_train_eagerly(tiny, estimator):
+    said = Said()
+    fit(VAE(12, 3, 8), tiny, estimator, epochs=1, batch_size=16, compile=True, callbacks=[said])
+    assert "training eagerly" in said.messages[0]
+    assert type(estimator).__name__ in said.messages[0]
+
+
+def test_no_compiler_trains_eagerly_and_says_so(tmp_path):
+    code = """
+import torch
+from pyro_lvae import VAE, Callback, Dataset, fit
+class Said(Callback):
+    def on_message(self, message): print(message)
+x = torch.ones(40, 12)
+print(len(fit(VAE(12, 3, 8), Dataset("ones", x, x), epochs=1, batch_size=10, compile=True, callbacks=[Said()])))
+"""
+    env = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PATH": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, timeout=300, capture_output=True, text=True)
+    assert "compiler" in done.stdout, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == "1"
+
+
+def test_other_shapes_do_not_fit(x, traced_only):
+    step = CompiledStep(Step(VAE(12, 3, 8), SampledELBO()), (x,), {"z1": 1.0})
+    assert step.fits((x,))
+    assert not step.fits((x[:3],))
+    step.step.structure.eval()
+    assert not step.fits((x,))
+
+
+def test_tracing_draws_no_noise_and_leaves_everything_as_it_was(x, traced_only):
+    vae, estimator = VAE(12, 3, 8), GECO(5.0)
+    before, noise = copy.deepcopy(vae.state_dict()), torch.get_rng_state()
+    CompiledStep(Step(vae, estimator), (x,), {"z1": 1.0})
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert all(torch.equal(v, before[n]) for n, v in vae.state_dict().items())
+    assert all(isinstance(p, nn.Parameter) for p in vae.parameters())
+    assert estimator.multiplier == 1.0
+    assert all(p.grad is None for p in vae.parameters())
+
+
+def test_a_batch_of_other_modes_is_refused_by_name(x):
+    with pytest.raises(CompileError, match="differentiable_loss"):
+        CompiledStep(Step(VAE(12, 3, 8), RenyiELBO(num_particles=2)), (x,), {"z1": 1.0})
+
+
+@pytest.mark.gpu
+def test_cuda_graph_agrees_with_eager():
+    x = (torch.rand(32, 12, device="cuda") > 0.5).double()
+    structure = LadderVAE(12, (5, 3), (16, 8)).double().cuda()
+    eager, *_ = pair(structure, x, 1, False, AnalyticELBO())
+    compiled, *_ = pair(structure, x, 1, True, AnalyticELBO())
+    assert torch.isfinite(compiled).all()
+    assert abs(compiled[0, 0] - eager[0, 0]) < 5
+
+
+@pytest.mark.gpu
+def test_fit_on_cuda():
+    rows = (torch.rand(200, 12) > 0.5).float()
+    data = Dataset("rows", rows[:150], rows[150:])
+    history = fit(
+        LadderVAE(12, (5, 3), (16, 8)), data, epochs=5, batch_size=32, device="cuda", compile=True, callbacks=()
+    )
+    assert history[-1].objective > history[0].objective

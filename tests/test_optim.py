@@ -1,0 +1,51 @@
+"""FusedAdam is torch's Adam."""
+
+import torch
+
+from pyro_lvae import FusedAdam
+
+
+def descend(make, steps=7):
+    torch.manual_seed(0)
+    w, b, idle = (torch.nn.Parameter(torch.randn(n)) for n in (5, 3, 2))
+    optimizer = make([w, b, idle])
+    for i in range(steps):
+        optimizer.zero_grad()
+        (w.square().sum() + (b - i).pow(4).sum()).backward()
+        optimizer.step()
+    return torch.cat([w, b, idle]).detach(), optimizer
+
+
+def test_same_steps_and_state_as_torch():
+    ours, mine = descend(lambda p: FusedAdam(p, lr=0.1, betas=(0.8, 0.99), eps=1e-4, weight_decay=0.1))
+    theirs, adam = descend(
+        lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.99), eps=1e-4, weight_decay=0.1, fused=True)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for i, state in adam.state_dict()["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(mine.state_dict()["state"][i][name], value, rtol=0, atol=0)
+
+
+def test_a_flagged_step_changes_nothing():
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = FusedAdam([w], lr=0.1)
+    for flag, grad in ((0.0, 1.0), (1.0, float("nan")), (0.0, 1.0)):
+        w.grad, optimizer.found_inf = torch.full((4,), grad), torch.tensor(flag)
+        before = w.detach().clone()
+        optimizer.step()
+        assert torch.equal(w, before) == bool(flag)
+    assert optimizer.state[w]["step"] == 2
+
+
+def test_closure():
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = FusedAdam([w], lr=0.1)
+
+    def closure():
+        loss = w.sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4
+    assert torch.allclose(w, torch.full((4,), 0.9))
