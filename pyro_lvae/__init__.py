@@ -1,50 +1,50 @@
 """Hierarchical and ladder variational autoencoders, and their family, as Pyro model/guide pairs."""
 
+import sys
+from importlib import import_module
+from typing import Any
+
 from ._version import __version__
-from .annealing import Schedule, anneal, constant, cyclical, linear
-from .callbacks import Callback, JSONLines, ProgressBar, TensorBoard
-from .checkpoint import CheckpointError, load_checkpoint, load_weights
-from .comparison import compare, compare_training
-from .contract import ContractError, check
-from .data import DataError, Dataset, load
-from .evaluate import (
-    active_units,
-    ais_log_likelihood,
-    bidirectional_monte_carlo,
-    elbo,
-    encode,
-    interpolate,
-    kl_per_layer,
-    log_likelihood,
-    manifold,
-    posterior_activity,
-    reconstruct,
-    sample_prior,
-    summarize,
-)
-from .inference_data import to_inference_data
-from .loop import NonFiniteLoss
-from .objectives import (
-    CIWAE,
-    GECO,
-    IWAE,
-    MIWAE,
-    PIWAE,
-    RWS,
-    STL,
-    TVO,
-    AnalyticELBO,
-    BetaELBO,
-    ConstrainedELBO,
-    DReG,
-    FreeBits,
-    KLBalanced,
-    LedgerELBO,
-    Renyi,
-    SampledELBO,
-)
-from .results import Comparison, EpochMetrics, Summary, TrainingComparison
-from .structures import VAE, GaussianHierarchy, HierarchicalVAE, LadderVAE, Structure
-from .svi import for_svi
-from .traces import ledger
-from .train import FusedAdam, fit
+
+# The public names by the module each is in. Torch and Pyro take seconds to load, so they wait for the first use.
+_NAMES = {
+    "annealing": "Schedule anneal constant cyclical linear",
+    "callbacks": "Callback JSONLines ProgressBar TensorBoard",
+    "checkpoint": "CheckpointError load_checkpoint load_weights",
+    "comparison": "compare compare_training",
+    "compile": "CompileError",
+    "conditionals": "",  # used as pyro_lvae.conditionals.Normal
+    "contract": "ContractError check",
+    "data": "DataError Dataset load",
+    "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo elbo encode interpolate kl_per_layer "
+    "log_likelihood manifold posterior_activity reconstruct sample_prior summarize",
+    "inference_data": "to_inference_data",
+    "loop": "NonFiniteLoss",
+    "nets": "",  # used as pyro_lvae.nets.linear
+    "objectives": "CIWAE GECO IWAE MIWAE PIWAE RWS STL TVO AnalyticELBO BetaELBO ConstrainedELBO DReG FreeBits "
+    "KLBalanced LedgerELBO Renyi SampledELBO",
+    "optim": "FusedAdam",
+    "results": "Comparison EpochMetrics Summary TrainingComparison",
+    "structures": "VAE GaussianHierarchy HierarchicalVAE LadderVAE Structure",
+    "svi": "for_svi",
+    "traces": "ledger",
+    "train": "fit",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [*_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or one of the modules above, at its first use."""
+    if name in _NAMES:
+        return import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value  # the next use comes here no more
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES, *__all__})

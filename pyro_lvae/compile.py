@@ -33,7 +33,12 @@ class Step:
         size: N, where the structure has global sites: their log-density counts once, that of the rows N/B times.
         clip_norm: largest global norm of the gradient.
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
+
+    Attributes:
+        share: the part of a batch that `args` holds, where other processes have the rest; the loss is that part's.
     """
+
+    share = 1.0
 
     def __init__(
         self,
@@ -85,9 +90,9 @@ class Step:
                 stack.enter_context(subsample(self.size))
             yield
 
-    def per(self, args: tuple) -> int:
+    def per(self, args: tuple) -> float:
         """What the bound is divided by: the rows that it stands for."""
-        return len(args[0]) if self.size is None else self.size
+        return (len(args[0]) if self.size is None else self.size) / self.share
 
     def _shrink(self, norm: Tensor) -> Tensor:
         return (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)

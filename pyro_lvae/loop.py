@@ -23,6 +23,7 @@ from .callbacks import Callback
 from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
 from .compile import CompiledStep, CompileError, Step, pays
 from .data import Dataset
+from .distributed import Processes
 from .objectives import with_nesting
 from .optim import FusedAdam
 from .results import EpochMetrics, read_metrics
@@ -67,6 +68,7 @@ class Loop:
         has_global_sites: bool,
         compile: bool | str,
         out: Path | None,
+        processes: Processes = Processes(),  # noqa: B008, frozen
     ):
         self.structure, self.data = structure, data
         self.estimator = with_nesting(estimator)
@@ -75,8 +77,9 @@ class Loop:
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
-        size = len(data.x_train) if has_global_sites else None
-        self.eager = Step(structure, self.estimator, size=size, clip_norm=clip_norm, clip_value=clip_value)
+        size, clip = len(data.x_train) if has_global_sites else None, dict(clip_norm=clip_norm, clip_value=clip_value)
+        self.processes, self.clip = processes, Step(structure, self.estimator, **clip).clip
+        self.eager = Step(structure, self.estimator, size=size, **(clip if processes.size == 1 else {}))
         self.compile, self.compiled, self.trial = compile, None, []
         self.planned, self.callbacks = (0, math.inf), []
         self.out = out
@@ -95,6 +98,7 @@ class Loop:
         """Train until `epochs` epochs are completed, or for `max_seconds`; the last epoch may then be a part of one."""
         if self.out is not None and self.saved_step is None:
             self.save()
+        callbacks = callbacks if self.processes.is_first else []
         self.planned, self.callbacks = (epochs * self.data.num_batches(self.batch_size), max_seconds), callbacks
         with ExitStack() as stack:
             for callback in callbacks:
@@ -122,7 +126,9 @@ class Loop:
             "rng": rng_state(self.device),
             "settings": self.settings,
         }
-        save_checkpoint(self.out / CHECKPOINT, state)
+        if self.processes.is_first:
+            save_checkpoint(self.out / CHECKPOINT, state)
+        self.processes.wait()
         self.saved_step = self.step
 
     def restore(self) -> None:
@@ -142,6 +148,7 @@ class Loop:
         self.history = [m for m in read_metrics(self.out / METRICS) if m.epoch <= self.epoch]
         self.saved_step = self.step
         set_rng_state(state["rng"], self.device)
+        self.processes.part_noise(self.step)
 
     def _check_unchanged(self, saved: dict, path: Path, within_epoch: bool) -> None:
         """Refuse to go on with other data or another optimiser; within an epoch, with other batches."""
@@ -160,25 +167,27 @@ class Loop:
     def _epoch(self, callbacks: list[Callback], stop: threading.Event, max_seconds: float) -> None:
         """One epoch, or what a resumed run has left of it, or what the time suffices for."""
         started = time.perf_counter() - self.epoch_seconds
-        self.order = self.data.order() if self.order is None else self.order
+        self.order = self.processes.agree(self.data.order()) if self.order is None else self.order
         for x, y in self.data.batches(self.batch_size, self.order, skip=self.batch):
             self.optimise(self._args(x, y))
             self.batch, self.step, self.rows = self.batch + 1, self.step + 1, self.rows + len(x)
             self.epoch_seconds = time.perf_counter() - started
             for callback in callbacks:
                 callback.on_batch(self.epoch, self.batch - 1)
-            if stop.is_set():
+            stopped, is_late = self._agreed(stop.is_set(), self.seconds + self.epoch_seconds >= max_seconds)
+            if stopped:
                 self.save()
                 raise KeyboardInterrupt(f"stopped after step {self.step}; resume from {self.out}")
-            if self.seconds + self.epoch_seconds >= max_seconds:
+            if is_late:
                 break
+        self.epoch_seconds = self.processes.agree(self.epoch_seconds)
         metrics = self._end_epoch()
         for callback in callbacks:
             callback.on_epoch(metrics)
 
     def optimise(self, args: tuple) -> None:
         """One step on a batch; raises `NonFiniteLoss` before it would do harm."""
-        loss, norm = self._gradient(args)
+        loss, norm = self._gradient(args) if self.processes.size == 1 else self._added_up(args)
         if self.waits:
             self._refuse(args, loss, norm)
         else:  # Adam leaves everything as it was where the flag is set, so that the host may look later
@@ -189,6 +198,24 @@ class Loop:
                 self._look(args)
         self.optimizer.step()
         self.total += loss * len(args[0])
+
+    def _added_up(self, args: tuple) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of the batch, of which every process takes a share."""
+        shares = tuple(self.processes.share(a) for a in args)
+        self.eager.share = len(shares[0]) / len(args[0])
+        loss, _ = self._gradient(shares)
+        with_gradient = [p for p in self.eager.parameters if p.grad is not None]
+        loss, *gradients = self.processes.add_up([loss, *(p.grad for p in with_gradient)])
+        for p, gradient in zip(with_gradient, gradients, strict=True):
+            p.grad = gradient
+        return loss, self.clip()
+
+    def _agreed(self, *flags: bool) -> list[bool]:
+        """Whether any process has the flag set."""
+        if self.processes.size == 1:
+            return list(flags)
+        found = self.processes.add_up([torch.tensor([float(f) for f in flags], device=self.device)])[0]
+        return [f > 0 for f in found.tolist()]
 
     def _gradient(self, args: tuple) -> tuple[Tensor, Tensor]:
         """Loss and gradient by the compiled step, where there is one and it fits."""
@@ -208,6 +235,9 @@ class Loop:
 
     def _consider(self, args: tuple) -> None:
         """Compile the step, if asked to or if it pays; eager training goes on where it cannot be."""
+        if self.processes.size > 1 and any(getattr(m, "synchronised", False) for m in self.structure.modules()):
+            self.compile = False
+            return self._say("training eagerly: batch norm over several processes cannot be compiled")
         if self.compile == "auto":
             if len(self.trial) < TRIAL:
                 return

@@ -24,6 +24,8 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm of the last dim, over all leading dims together (Ioffe & Szegedy 2015).
 
+    With `synchronised`, which `fit` sets in several processes, the statistics are those of all their rows.
+
     `nn.BatchNorm1d` reads `[K, B, D]` as K rows of B channels: it fails, or, where B happens to
     equal D, silently normalises the batch.
 
@@ -31,8 +33,24 @@ class BatchNorm(nn.BatchNorm1d):
     torch.Size([5, 4, 3])
     """
 
+    synchronised = False
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        found = self._over_processes(rows) if self.synchronised and self.training else super().forward(rows)
+        return found.reshape(x.shape)
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce
+
+        sums = all_reduce(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
+        count, mean = sums[0].detach(), sums[1:] / sums[0].detach()
+        variance = all_reduce((x - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 class MLP(nn.Sequential):

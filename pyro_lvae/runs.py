@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from . import plots
 from .callbacks import Callback
 from .checkpoint import load_weights
 from .data import Dataset
+from .distributed import Processes
 from .evaluate import summarize
 from .loop import CHECKPOINT, METRICS
 from .report import CAPTIONS, write_report
@@ -37,6 +39,7 @@ class Run:
     estimator: str
     history: list[EpochMetrics]
     supervised: bool = False
+    processes: Processes = Processes()  # noqa: RUF009, frozen
 
     def evaluate(self, num_samples: int, num_images: int | None) -> Summary:
         """Write `summary.json`."""
@@ -48,8 +51,10 @@ class Run:
             num_samples=num_samples,
             num_images=num_images,
             supervised=self.supervised,
+            processes=self.processes,
         )
-        write_json(self.folder / SUMMARY, summary)
+        if self.processes.is_first:
+            write_json(self.folder / SUMMARY, summary)
         return summary
 
     def report(self) -> Path:
@@ -132,5 +137,6 @@ class RunFiles(Callback):
 
 
 def auto_device(device: str | None) -> torch.device:
-    """The device that was asked for, or CUDA where there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device that was asked for, or CUDA where there is one: under torchrun, each process its own."""
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "cuda"
+    return torch.device(device or (own if torch.cuda.is_available() else "cpu"))

@@ -18,6 +18,7 @@ from .annealing import Schedule, as_schedule
 from .callbacks import Callback, JSONLines, ProgressBar
 from .contract import check
 from .data import DataError, Dataset
+from .distributed import processes
 from .loop import CHECKPOINT, METRICS, Loop
 from .objectives import check_supported, default_estimator
 from .optim import FusedAdam
@@ -56,6 +57,9 @@ def fit(
     building the structure. With `out`, a run may be stopped at any point (by Ctrl-C too) and
     resumed: weights, optimiser, schedules, data order and noise go on bit for bit.
 
+    Under `torchrun` every process calls this alike, and takes its rows of each batch; `batch_size` is that of all
+    together, a step that of one process, and the first process alone writes.
+
     Args:
         structure: any `nn.Module` that keeps the rules of `pyro_lvae.Structure`; trained in place.
         data: from `load`, or a `Dataset` of tensors.
@@ -93,9 +97,10 @@ def fit(
         CheckpointError: there is nothing to resume, or it does not fit.
         NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
     """
-    out = None if out is None else Path(out)
+    out, together = None if out is None else Path(out), processes()
     _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised)
-    _check_folder(out, resume, overwrite)
+    if together.is_first:
+        _check_folder(out, resume, overwrite)
     _check_batches(structure, data, batch_size)
     structure, data = _on_one_device(structure, data, device)
     if compile not in (True, False, "auto"):
@@ -105,9 +110,11 @@ def fit(
     if not isinstance(estimator, ELBO):
         raise ValueError(f"estimator is {estimator!r}; expected an instance of a pyro.infer.ELBO, such as IWAE()")
     check_supported(estimator, sites)
+    together.check(structure, estimator, len(data.x_train), batch_size)
     schedules = _schedules(beta, sites)
     _check_annealing(estimator, schedules, sites)
     _warn_if_unfinished(schedules, epochs, epochs * data.num_batches(batch_size))
+    together.begin(structure)
     loop = Loop(
         structure,
         data,
@@ -123,6 +130,7 @@ def fit(
         has_global_sites=bool(sites.global_sites),
         compile=compile,
         out=out,
+        processes=together,
     )
     if resume:
         loop.restore()

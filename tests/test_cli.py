@@ -7,7 +7,9 @@ import pytest
 import torch
 import yaml
 
-from pyro_lvae.cli import main
+from pyro_lvae import __version__
+from pyro_lvae.cli import COMMANDS, main
+from pyro_lvae.cli.dispatch import FUNCTIONS
 
 SMALL = [
     *("--structure.z_dims", "[4,2]", "--structure.hidden_dims", "[16,8]"),
@@ -224,6 +226,32 @@ def test_errors_are_one_sentence_and_leave_nothing_behind(argv, message, capsys,
 def test_help_runs_as_a_module(command):
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True)
     assert "pyro-lvae" in done.stdout
+
+
+def test_the_help_says_what_the_docstrings_say():
+    said = {name: function.__doc__.split("\n")[0] for name, function in FUNCTIONS.items()}
+    assert list(COMMANDS.items()) == list(said.items())
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_lists_every_command(flag, capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        main([flag])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, line in COMMANDS.items():
+        assert f"{name} {line}" in printed
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pyro-lvae {__version__}\n"
+
+
+def test_without_a_known_command_the_known_ones_are_named(capsys):
+    assert "Train a structure" in _fails(capsys)
+    for unknown in ("trian", "--seed"):
+        assert f"there is no command '{unknown}'; known are train, evaluate, " in _fails(capsys, unknown, "--help")
 
 
 COMPARE = ["--num_rows", "5", "--num_samples", "5", "--num_repeats", "2", "--num_temperatures", "3"]

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+import pyro_lvae
+
 PACKAGE = Path(__file__).parents[1] / "pyro_lvae"
 
 # Lowest first. A room may import the rooms before it.
 ROOMS = [
     *("_version", "nets", "conditionals", "structures", "data", "traces", "contract", "annealing", "objectives"),
     *(
+        "optim",
+        "compile",
+        "distributed",
         "svi",
         "results",
         "checkpoint",
@@ -61,11 +66,42 @@ def test_structures_meet_estimators_and_training_only_above():
         assert set(_imports(path)) <= {"nets", "conditionals"}
 
 
+FOR_USE = {"torch", "pyro", "numpy"}  # what the first name used loads
+HEAVY = FOR_USE | {"matplotlib", "sklearn", "torchvision", "tensorboard", "arviz", "jsonargparse", "rich"}
+
+
+def _heavy_after(code: str) -> set[str]:
+    """The heavy packages that a fresh Python holds when it exits, having run `code`."""
+    code = f"import atexit, sys; atexit.register(lambda: print('\\n', *{HEAVY!r} & set(sys.modules))); {code}"
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
 def test_import_pyro_lvae_is_light():
-    heavy = {"matplotlib", "sklearn", "torchvision", "tensorboard", "arviz", "jsonargparse", "rich"}
-    code = f"import sys, pyro_lvae; print(*{heavy!r} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == []
+    assert _heavy_after("import pyro_lvae; dir(pyro_lvae); pyro_lvae.__version__") == set()
+    assert _heavy_after("from pyro_lvae import LadderVAE, fit") == FOR_USE
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["nonsense"]], ids=str)
+def test_help_is_light(argv):
+    assert _heavy_after(f"from pyro_lvae.cli import main; main({argv!r})") == set()
+
+
+def test_public_names_are_found_where_they_are_said_to_be():
+    found = {name: getattr(pyro_lvae, name) for name in pyro_lvae.__all__}
+    assert set(found) < set(dir(pyro_lvae))
+    for name, value in found.items():
+        assert value.__module__.startswith(f"pyro_lvae.{pyro_lvae._MODULE_OF[name]}"), name
+    assert not set(found) & set(ROOMS), "a name that is also a room's would be either, by the order of imports"
+    assert pyro_lvae.conditionals.Normal.__module__ == "pyro_lvae.conditionals"
+
+
+def test_unknown_names_are_refused_as_usual():
+    with pytest.raises(AttributeError, match="module 'pyro_lvae' has no attribute 'LaderVAE'"):
+        _ = pyro_lvae.LaderVAE
+    with pytest.raises(ImportError, match="cannot import name 'LaderVAE'"):
+        exec("from pyro_lvae import LaderVAE")
 
 
 def test_one_room_imports_matplotlib():

@@ -2,88 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-
-from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
+from argparse import ArgumentParser
 
 import pyro_lvae
 
-from ..checkpoint import CheckpointError
-from ..contract import ContractError
-from ..data import DataError
-from ..loop import NonFiniteLoss
-from ..runs import CONFIG
-from .commands import evaluate, list_, report, sample
-from .comparison import compare, compare_parser
-from .parser import Parser
-from .training import train, train_parser
-
-ERRORS = (CheckpointError, ContractError, DataError, FileExistsError, FileNotFoundError, NonFiniteLoss, ValueError)
-
+# What each command does, as its function's docstring says: torch need not be loaded to print it.
 COMMANDS = {
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "report": report,
-    "sample": sample,
-    "list": list_,
+    "train": "Train a structure, evaluate it and report, all into one run folder.",
+    "evaluate": "Evaluate a trained run anew: ELBO, importance-sampled log p(x), KL and active units per layer.",
+    "compare": "Compare estimators: value, gap to log p(x), bias and noise of gradients, time and memory; "
+    "or train by each.",
+    "report": "Draw the pictures of a trained run and write its report.html.",
+    "sample": "Draw from the prior of a trained run, with the test set's labels where it is supervised.",
+    "list": "List the structures, estimators, likelihoods and data sets that have names.",
 }
-PARSERS = {"train": train_parser, "compare": compare_parser}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `pyro-lvae` and `python -m pyro_lvae`."""
     argv = sys.argv[1:] if argv is None else argv
-    if os.getcwd() not in sys.path:  # a structure of the user's own lies where the command was typed
-        sys.path.insert(0, os.getcwd())
-    parser = _parser()
-    options = _parse(parser, argv)
-    command = options.subcommand
-    try:
-        arguments = _arguments(parser, options)
-        COMMANDS[command](**arguments)
-    except KeyboardInterrupt as stop:
-        Console(stderr=True).print(f"\n{stop or 'stopped'}", markup=False)
-        sys.exit(130)
-    except ERRORS as error:
-        Console(stderr=True).print(f"pyro-lvae {command}: {error}", markup=False, highlight=False)
-        sys.exit(1)
+    if not argv or argv[0] not in COMMANDS:
+        _answer(argv)
+    from .dispatch import dispatch  # loads torch, which takes seconds
+
+    dispatch(argv)
 
 
-def _parser() -> ArgumentParser:
-    parser = Parser(prog="pyro-lvae", description=pyro_lvae.__doc__)
-    commands = parser.add_subcommands()
-    for name, function in COMMANDS.items():
-        made = PARSERS[name]() if name in PARSERS else _command_parser(function)
-        commands.add_subcommand(name, made, help=made.description)
-    return parser
-
-
-def _command_parser(function: Callable) -> ArgumentParser:
-    parser = Parser(description=function.__doc__.split("\n")[0])
-    parser.add_function_arguments(function, as_group=False, as_positional=True)
-    return parser
-
-
-def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """`train --out RUN --resume` takes RUN/config.yaml as the default of every option."""
-    options = parser.parse_args(argv)
-    if options.subcommand != "train" or not options.train.resume or options.train.out is None:
-        return options
-    config = Path(options.train.out, CONFIG)
-    return parser.parse_args(["train", "--config", str(config), *argv[1:]]) if config.exists() else options
-
-
-def _arguments(parser: ArgumentParser, options: Namespace) -> dict:
-    """The arguments of a command, classes made; for `train`, all options once more as YAML."""
-    command = options.subcommand
-    arguments = parser.instantiate(options)[command].as_dict()
-    if command != "train":
-        return arguments
-    kept = options.train.clone()
-    kept.resume = kept.overwrite = False  # asked of this call, not of the next that reads the file
-    return {**arguments, "config": train_parser().dump(kept)}
+def _answer(argv: list[str]) -> None:
+    """Print the help, the version or what is wrong, and exit."""
+    parser = ArgumentParser(prog="pyro-lvae", description=pyro_lvae.__doc__)
+    parser.add_argument("--version", action="version", version=f"pyro-lvae {pyro_lvae.__version__}")
+    commands = parser.add_subparsers(title="commands (`pyro-lvae COMMAND --help` says more)", metavar="COMMAND")
+    for name, line in COMMANDS.items():
+        commands.add_parser(name, help=line)
+    if not argv:
+        parser.exit(2, parser.format_help())
+    if argv[0] in ("-h", "--help", "--version"):
+        parser.parse_args(argv[:1])
+    parser.exit(2, f"pyro-lvae: there is no command {argv[0]!r}; known are {', '.join(COMMANDS)}\n")

@@ -17,6 +17,7 @@ from ..annealing import Schedule
 from ..callbacks import ProgressBar, TensorBoard
 from ..contract import check
 from ..data import Dataset, load
+from ..distributed import processes
 from ..evaluate import refuse_global_sites
 from ..results import Summary
 from ..runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
@@ -90,13 +91,18 @@ def train(
         supervised: pass the labels to model and guide, for structures that use them; the package's own ignore y.
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
     """
+    together = processes()
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
     module = structure(dataset.x_dim).to(dataset.x_train.device)
     name = type(module).__name__
     _check_evaluable(module, dataset, supervised)
-    folder = claim_folder(out, f"runs/{dataset.name}-{name}", resume=resume, overwrite=overwrite)
-    Console().print(f"{name} on {dataset.name} ({len(dataset.x_train):,} rows of {dataset.x_dim}) in {folder}")
+    folder = None
+    if together.is_first:
+        folder = claim_folder(out, f"runs/{dataset.name}-{name}", resume=resume, overwrite=overwrite)
+    folder = Path(together.agree(str(folder)))
+    console = Console(quiet=not together.is_first)
+    console.print(f"{name} on {dataset.name} ({len(dataset.x_train):,} rows of {dataset.x_dim}) in {folder}")
     board = [TensorBoard(folder / BOARD)] if tensorboard else []
     try:
         history = fit(
@@ -113,11 +119,12 @@ def train(
             **options,
         )
     finally:
-        if not any(folder.iterdir()):  # refused before it began
+        if together.is_first and not any(folder.iterdir()):  # refused before it began
             folder.rmdir()
-    run = Run(folder, module, dataset, _estimator_name(estimator), history, supervised)
+    run = Run(folder, module, dataset, _estimator_name(estimator), history, supervised, together)
     summary = run.evaluate(num_samples, num_images)
-    print_summary(summary, run.report())
+    if together.is_first:
+        print_summary(summary, run.report())
     return summary
 
 

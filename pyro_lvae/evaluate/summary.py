@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import Dataset
+from ..distributed import Processes
 from ..results import EpochMetrics, Summary
 from .latents import kl_per_layer, posterior_activity
 from .likelihood import elbo, log_likelihood
@@ -22,6 +23,7 @@ def summarize(
     num_samples: int = 5000,
     num_images: int | None = None,
     supervised: bool = False,
+    processes: Processes = Processes(),  # noqa: B008, frozen
 ) -> Summary:
     """Evaluate a trained structure on the test set; random numbers come from torch's default generator.
 
@@ -32,12 +34,20 @@ def summarize(
         num_images: first test rows that the log-likelihood takes; all if `None`. KL, active units
             and ELBOs take them all (the train ELBO as many training rows).
         supervised: the structure takes labels.
+        processes: that share the rows of the bounds and log-likelihoods; all must call this alike.
     """
     x, y = data.test_rows(len(data.x_test))
     x_train, y_train = data.train_rows(len(x))
     y, y_train = (y, y_train) if supervised else (None, None)
     count = len(x) if num_images is None else min(num_images, len(x))
-    log_p = log_likelihood(structure, x[:count], num_samples, y=None if y is None else y[:count])
+
+    def log_p_of(x: Tensor, y: Tensor | None) -> Tensor:
+        return log_likelihood(structure, x, num_samples, y=y)
+
+    def elbo_of(x: Tensor, y: Tensor | None) -> Tensor:
+        return elbo(structure, x, y=y)
+
+    log_p = processes.by_share(log_p_of, x[:count], None if y is None else y[:count])
     activity = posterior_activity(structure, x, y=y)
     seconds = history[-1].seconds if history else 0.0
     return Summary(
@@ -48,8 +58,8 @@ def summarize(
         seconds=seconds,
         images_per_second=len(data.x_train) * len(history) / seconds if seconds else 0.0,
         num_parameters=sum(p.numel() for p in structure.parameters() if p.requires_grad),
-        train_elbo=elbo(structure, x_train, y=y_train).mean().item(),
-        test_elbo=elbo(structure, x, y=y).mean().item(),
+        train_elbo=processes.by_share(elbo_of, x_train, y_train).mean().item(),
+        test_elbo=processes.by_share(elbo_of, x, y).mean().item(),
         test_log_likelihood=log_p.mean().item(),
         test_log_likelihood_stderr=_stderr(log_p),
         num_samples=num_samples,

@@ -1,0 +1,86 @@
+"""From a command line to the function that it names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from ..checkpoint import CheckpointError
+from ..contract import ContractError
+from ..data import DataError
+from ..loop import NonFiniteLoss
+from ..runs import CONFIG
+from .commands import evaluate, list_, report, sample
+from .comparison import compare, compare_parser
+from .parser import Parser
+from .training import train, train_parser
+
+ERRORS = (CheckpointError, ContractError, DataError, FileExistsError, FileNotFoundError, NonFiniteLoss, ValueError)
+
+FUNCTIONS = {
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "report": report,
+    "sample": sample,
+    "list": list_,
+}
+PARSERS = {"train": train_parser, "compare": compare_parser}
+
+
+def dispatch(argv: list[str]) -> None:
+    """Run the command that `argv` begins with."""
+    if os.getcwd() not in sys.path:  # a structure of the user's own lies where the command was typed
+        sys.path.insert(0, os.getcwd())
+    parser = _parser()
+    options = _parse(parser, argv)
+    command = options.subcommand
+    try:
+        arguments = _arguments(parser, options)
+        FUNCTIONS[command](**arguments)
+    except KeyboardInterrupt as stop:
+        Console(stderr=True).print(f"\n{stop or 'stopped'}", markup=False)
+        sys.exit(130)
+    except ERRORS as error:
+        Console(stderr=True).print(f"pyro-lvae {command}: {error}", markup=False, highlight=False)
+        sys.exit(1)
+
+
+def _parser() -> ArgumentParser:
+    parser = Parser(prog="pyro-lvae")
+    commands = parser.add_subcommands()
+    for name, function in FUNCTIONS.items():
+        made = PARSERS[name]() if name in PARSERS else _command_parser(function)
+        commands.add_subcommand(name, made, help=made.description)
+    return parser
+
+
+def _command_parser(function: Callable) -> ArgumentParser:
+    parser = Parser(description=function.__doc__.split("\n")[0])
+    parser.add_function_arguments(function, as_group=False, as_positional=True)
+    return parser
+
+
+def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """`train --out RUN --resume` takes RUN/config.yaml as the default of every option."""
+    options = parser.parse_args(argv)
+    if options.subcommand != "train" or not options.train.resume or options.train.out is None:
+        return options
+    config = Path(options.train.out, CONFIG)
+    return parser.parse_args(["train", "--config", str(config), *argv[1:]]) if config.exists() else options
+
+
+def _arguments(parser: ArgumentParser, options: Namespace) -> dict:
+    """The arguments of a command, classes made; for `train`, all options once more as YAML."""
+    command = options.subcommand
+    arguments = parser.instantiate(options)[command].as_dict()
+    if command != "train":
+        return arguments
+    kept = options.train.clone()
+    kept.resume = kept.overwrite = False  # asked of this call, not of the next that reads the file
+    return {**arguments, "config": train_parser().dump(kept)}
