@@ -8,6 +8,7 @@ no autograd and no module is entered again.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 
 import pyro
@@ -33,6 +34,8 @@ class Step:
         size: N, where the structure has global sites: their log-density counts once, that of the rows N/B times.
         clip_norm: largest global norm of the gradient.
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
+        precision: "bfloat16" runs matrix products in it (autocast), weights and log-densities stay float32; "tf32"
+            lets CUDA round the factors of float32 products to 10 bits, if `matmul_precision` is entered too.
 
     Attributes:
         share: the part of a batch that `args` holds, where other processes have the rest; the loss is that part's.
@@ -48,8 +51,9 @@ class Step:
         size: int | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        precision: str = "float32",
     ):
-        self.structure, self.estimator, self.size = structure, estimator, size
+        self.structure, self.estimator, self.size, self.precision = structure, estimator, size, precision
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.parameters = [p for p in structure.parameters() if p.requires_grad]
 
@@ -86,6 +90,9 @@ class Step:
         with ExitStack() as stack:
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(anneal(beta=beta))
+            if self.precision == "bfloat16":
+                device = next(self.structure.parameters()).device.type
+                stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
             if self.size is not None:
                 stack.enter_context(subsample(self.size))
             yield
@@ -150,33 +157,14 @@ class CompiledStep:
         learned = [t.to(self.like.device) for t in _learned(self.step.estimator).values()]
         return [*self._weights, *learned, weights, *(a for a in args if a is not None)]
 
-    def _compile(self, args: tuple, beta: dict[str, float]):
-        from torch._inductor import compile as inductor
-        from torch.fx.experimental.proxy_tensor import make_fx
-
+    def _compile(self, args: tuple, beta: dict[str, float]) -> Callable:
         estimator = type(self.step.estimator).__name__
         if not hasattr(self.step.estimator, "differentiable_loss"):
             raise CompileError(f"{estimator} has no differentiable_loss; use an estimator of pyro_lvae")
-        inputs = self._inputs(args, beta)
-        try:
-            with forked_noise(self.like.device):
-                graph = make_fx(self._traced(args), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-        except Exception as error:
-            raise CompileError(
-                f"{estimator} on {type(self.step.structure).__name__} cannot be traced: {_first_line(error)}. A step "
-                "that compiles never asks a tensor for its value (.item(), if, float()); of Pyro's estimators most do, "
-                "those of pyro_lvae do not (for Trace_ELBO use SampledELBO, for TraceMeanField_ELBO AnalyticELBO)"
-            ) from error
-        try:
-            with torch.no_grad(), _cached():
-                return inductor(graph, inputs, options={"fallback_random": True})
-        except Exception as error:
-            raise CompileError(
-                f"torch's inductor could not compile the step: {_first_line(error)}. On the CPU it needs a C++ "
-                "compiler (g++ or clang++, on PATH or named by CXX)"
-            ) from error
+        what = f"{estimator} on {type(self.step.structure).__name__}"
+        return _compiled(self._traced(args), self._inputs(args, beta), what)
 
-    def _traced(self, args: tuple):
+    def _traced(self, args: tuple) -> Callable:
         """The step as a function of tensors alone."""
         step, is_there = self.step, [a is not None for a in args]
         estimator, learned = copy.copy(step.estimator), list(_learned(step.estimator))
@@ -199,6 +187,62 @@ class CompiledStep:
             return [loss.detach(), norm, *step.clipped(gradients, norm), *_learned(estimator).values()]
 
         return run
+
+
+class CompiledFunction:
+    """A function of a structure's weights and a batch, without gradients, as one compiled graph.
+
+    Args:
+        structure: the module whose parameters and buffers are inputs.
+        function: of tensors, which runs the structure.
+        args: tensors of the shapes that the graph is for.
+
+    Raises:
+        CompileError: as for `CompiledStep`.
+    """
+
+    def __init__(self, structure: nn.Module, function: Callable[..., Tensor], args: tuple[Tensor, ...]):
+        named = dict((*structure.named_parameters(), *structure.named_buffers()))
+        self.shapes, self._weights = _shapes(args), [t.detach() for t in named.values()]
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            given = iter(inputs)
+            with _swapped(structure, {n: next(given) for n in named}), torch.no_grad():
+                return [function(*given)]
+
+        self._run = _compiled(run, [*self._weights, *args], type(structure).__name__)
+
+    def fits(self, args: tuple) -> bool:
+        """Whether these are of the shapes of the graph."""
+        return _shapes(args) == self.shapes
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._run(*self._weights, *args)[0]
+
+
+def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
+    """A function of tensors, traced in fake ones and compiled; or a `CompileError`."""
+    from torch._inductor import compile as inductor
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with forked_noise(inputs[0].device), pyro.validation_enabled(False):
+            graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    except Exception as error:
+        raise CompileError(
+            f"{what} cannot be traced: {_first_line(error)}. What compiles never asks a tensor for its value (.item(), "
+            "if, float()); of Pyro's estimators most do, those of pyro_lvae do not (for Trace_ELBO use SampledELBO, "
+            "for TraceMeanField_ELBO AnalyticELBO)"
+        ) from error
+    try:
+        with torch.no_grad(), _cached():
+            return inductor(graph, inputs, options={"fallback_random": True})
+    except Exception as error:
+        raise CompileError(
+            f"torch's inductor could not compile {what}: {_first_line(error)}. On the CPU it needs a C++ compiler "
+            "(g++ or clang++, on PATH or named by CXX)"
+        ) from error
 
 
 class _Replayed:
@@ -244,6 +288,18 @@ def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
     saved, cost = 0.33 * seconds * steps, 5.0 + 1.0 * tensors
     times = f"{steps} steps of {1e3 * seconds:.1f} ms are to come: about {saved:.0f} s to save, {cost:.0f} s to compile"
     return saved > 1.5 * cost, times
+
+
+@contextmanager
+def matmul_precision(precision: str):
+    """While a block lasts, torch's float32 matrix products may use TF32, if that is the precision."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .annealing import Schedule
 from .callbacks import Callback
 from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
-from .compile import CompiledStep, CompileError, Step, pays
+from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
 from .objectives import with_nesting
@@ -67,6 +67,7 @@ class Loop:
         monitor_size: int,
         has_global_sites: bool,
         compile: bool | str,
+        precision: str,
         out: Path | None,
         processes: Processes = Processes(),  # noqa: B008, frozen
     ):
@@ -79,7 +80,8 @@ class Loop:
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
         size, clip = len(data.x_train) if has_global_sites else None, dict(clip_norm=clip_norm, clip_value=clip_value)
         self.processes, self.clip = processes, Step(structure, self.estimator, **clip).clip
-        self.eager = Step(structure, self.estimator, size=size, **(clip if processes.size == 1 else {}))
+        options = dict(size=size, precision=precision, **(clip if processes.size == 1 else {}))
+        self.eager = Step(structure, self.estimator, **options)
         self.compile, self.compiled, self.trial = compile, None, []
         self.planned, self.callbacks = (0, math.inf), []
         self.out = out
@@ -101,6 +103,7 @@ class Loop:
         callbacks = callbacks if self.processes.is_first else []
         self.planned, self.callbacks = (epochs * self.data.num_batches(self.batch_size), max_seconds), callbacks
         with ExitStack() as stack:
+            stack.enter_context(matmul_precision(self.eager.precision))
             for callback in callbacks:
                 callback.on_start(self.epoch, epochs, self.data.num_batches(self.batch_size))
                 stack.callback(callback.on_end)

@@ -45,6 +45,7 @@ def fit(
     monitor_size: int = 1000,
     device: str | torch.device | None = None,
     compile: bool | Literal["auto"] = "auto",
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -80,6 +81,8 @@ def fit(
         device: where to train; the structure's own device if left out.
         compile: trace the step through Pyro once and run it as one compiled graph; "auto" does so where
             the run is long enough to pay for it. The progress bar says what was decided, and why.
+        precision: of matrix products while training; weights, log-densities and evaluation stay float32. "tf32" acts
+            on CUDA alone; "bfloat16" is autocast.
         out: run folder for `checkpoint.pt` and `metrics.jsonl`; without it nothing is written.
         resume: go on from the checkpoint in `out`, with the same data and optimiser; `epochs`, `beta`,
             `estimator` and (between epochs) `batch_size` may be new.
@@ -105,6 +108,8 @@ def fit(
     structure, data = _on_one_device(structure, data, device)
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile is {compile!r}; expected True, False or 'auto'")
+    if precision not in ("float32", "tf32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; expected 'float32', 'tf32' or 'bfloat16'")
     sites = _first_sites(structure, data, supervised)
     estimator = default_estimator(sites) if estimator is None else estimator
     if not isinstance(estimator, ELBO):
@@ -129,6 +134,7 @@ def fit(
         monitor_size=monitor_size,
         has_global_sites=bool(sites.global_sites),
         compile=compile,
+        precision=precision,
         out=out,
         processes=together,
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..compile import CompiledFunction, CompileError, pays
 from ..traces import Ledger, evaluating, forked_noise, ledger
 
-MEMORY = 2**28  # bytes; see `chunked_ledgers`
+MEMORY = 2**28  # bytes; see `chunked`
 
 
 class _MadeBytes(TorchDispatchMode):
@@ -69,23 +73,76 @@ def cost_of(structure: nn.Module, x: Tensor, y: Tensor | None) -> Cost:
     return Cost(max(0, base - row - draw), row, draw)
 
 
-def chunked_ledgers(
-    structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: int, memory: int = MEMORY
-) -> Iterator[tuple[slice, int, Ledger]]:
-    """`num_samples` draws for every row of `x`, as `(rows, draws, ledger)` of about `memory` bytes at most.
+def chunked(
+    structure: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    num_samples: int,
+    read: Callable[[Ledger], Any],
+    *,
+    memory: int = MEMORY,
+    compile: bool | Literal["auto"] = False,
+) -> Iterator[tuple[slice, int, Any]]:
+    """What `read` takes from `num_samples` draws for every row of `x`, as `(rows, draws, result)`, chunk by chunk.
 
-    Evaluation mode, no gradients. The chunks of a row follow each other.
+    Evaluation mode, no gradients; a chunk takes about `memory` bytes at most. All draws of a row fall into one chunk,
+    so that it is encoded once, where they fit. The chunks of a row follow each other.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
     with evaluating(structure):
         rows_at_once, draws = cost_of(structure, x, y).chunk(num_samples, memory)
+        if rows_at_once < len(x):  # chunks of one size
+            rows_at_once = -(-len(x) // -(-len(x) // rows_at_once))
+        step = _Chunk(structure, read, draws, compile, -(-len(x) // rows_at_once) * -(-num_samples // draws))
         for start in range(0, len(x), rows_at_once):
             rows = slice(start, min(start + rows_at_once, len(x)))
             for done in range(0, num_samples, draws):
                 count = min(draws, num_samples - done)
-                args = args_of(x, y, rows)
-                yield rows, count, ledger(structure.model, structure.guide, *args, num_particles=count)
+                yield rows, count, step(args_of(x, y, rows), count)
+
+
+def chunked_ledgers(
+    structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: int, memory: int = MEMORY
+) -> Iterator[tuple[slice, int, Ledger]]:
+    """The ledgers themselves, as `(rows, draws, ledger)`."""
+    return chunked(structure, x, y, num_samples, lambda sites: sites, memory=memory)
+
+
+class _Chunk:
+    """One chunk: eagerly, and compiled once that is asked for or pays."""
+
+    def __init__(self, structure: nn.Module, read: Callable, draws: int, compile: bool | str, left: int):
+        self.structure, self.read, self.draws, self.compile, self.left = structure, read, draws, compile, left
+        self.compiled: CompiledFunction | None = None
+        self.seconds: list[float] = []
+
+    def __call__(self, args: tuple[Tensor, ...], draws: int) -> Tensor:
+        if self.compile and self.compiled is None and draws == self.draws:
+            self._consider(args)
+        self.left -= 1
+        if self.compiled is not None and draws == self.draws and self.compiled.fits(args):
+            return self.compiled(*args)
+        started = time.perf_counter()
+        found = self._eager(args, draws)
+        self.seconds.append(time.perf_counter() - started)
+        return found
+
+    def _eager(self, args: tuple, draws: int) -> Tensor:
+        return self.read(ledger(self.structure.model, self.structure.guide, *args, num_particles=draws))
+
+    def _consider(self, args: tuple) -> None:
+        if self.compile == "auto":
+            if len(self.seconds) < 3:
+                return
+            self.compile = pays(min(self.seconds), self.left, len(list(self.structure.parameters())))[0]
+            if not self.compile:
+                return
+        try:
+            self.compiled = CompiledFunction(self.structure, lambda *args: self._eager(args, self.draws), args)
+        except CompileError as error:
+            warnings.warn(f"evaluating eagerly: {error}", stacklevel=2)
+            self.compile = False
 
 
 def args_of(x: Tensor, y: Tensor | None, rows: slice) -> tuple:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..traces import Ledger
-from .chunks import MEMORY, check_rows, chunked_ledgers
+from .chunks import MEMORY, check_rows, chunked
 
 
 def log_likelihood(
-    structure: nn.Module, x: Tensor, num_samples: int = 5000, *, y: Tensor | None = None, memory: int = MEMORY
+    structure: nn.Module,
+    x: Tensor,
+    num_samples: int = 5000,
+    *,
+    y: Tensor | None = None,
+    memory: int = MEMORY,
+    compile: bool | Literal["auto"] = "auto",
 ) -> Tensor:
     r"""log p(x) by importance sampling with the guide as proposal:
 
@@ -27,15 +34,15 @@ def log_likelihood(
         y: labels `[N, ...]`, where the structure takes them; the result is then log p(x | y) or
             log p(x, y), as the model has it.
         memory: bytes that a chunk of draws may take, counted as if nothing in it were freed.
+        compile: run the chunks as one compiled graph; "auto" does so where it pays.
 
     Returns:
         Nats, `[N]`.
     """
     x, y = check_rows(structure, x, y)
     out = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
-    for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
-        refuse_global_sites(sites)
-        out[rows] = torch.logaddexp(out[rows], sites.local_log_weight().logsumexp(0))
+    for rows, _, total in chunked(structure, x, y, num_samples, _log_total, memory=memory, compile=compile):
+        out[rows] = torch.logaddexp(out[rows], total)
     return out - math.log(num_samples)
 
 
@@ -45,10 +52,19 @@ def elbo(
     """The evidence lower bound of each datum at beta = 1, by `num_samples` draws: nats, `[N]`."""
     x, y = check_rows(structure, x, y)
     out = x.new_zeros(len(x))
-    for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
-        refuse_global_sites(sites)
-        out[rows] += sites.local_log_weight().sum(0) / num_samples
+    for rows, _, total in chunked(structure, x, y, num_samples, _total, memory=memory):
+        out[rows] += total / num_samples
     return out
+
+
+def _log_total(sites: Ledger) -> Tensor:
+    refuse_global_sites(sites)
+    return sites.local_log_weight().logsumexp(0)
+
+
+def _total(sites: Ledger) -> Tensor:
+    refuse_global_sites(sites)
+    return sites.local_log_weight().sum(0)
 
 
 def refuse_global_sites(sites: Ledger) -> None:
