@@ -1,1 +1,1 @@
-"""Frozen timing protocols; peers are measured in the same run. See `python -m benchmarks --help`."""
+"""Timing protocols; peers are measured in the same run. See `python -m benchmarks --help`."""

@@ -1,104 +1,58 @@
-"""Time of one training step of the paper's five-layer ladder, batch 256, on 784 binary inputs, eager.
+"""Timing protocols of this library beside its peers, on the CPU.
 
-    python -m benchmarks                    # a minute or two; writes benchmarks/results/step.json
+    python -m benchmarks step               # a training step: by hand, Pyro, NumPyro, pythae; memory
+    python -m benchmarks scaling --quick    # against layers, particles, batch size, rows
+    python -m benchmarks likelihood         # importance-sampled log p(x)
+    python -m benchmarks startup            # imports and --help
+    python -m benchmarks nodes              # simulated scaling to many processes
 
-Interleaved: every repeat times each contender in turn. Reported are medians over the repeats, and ratios to the
-hand-written PyTorch with its default Adam, which mean the same on every machine that is otherwise quiet.
+Every repeat times each contender in turn. Reported are medians over the repeats, and medians of the ratios repeat by
+repeat, which mean the same on every machine that is otherwise quiet. Peers: pip install 'pyro-lvae[bench]'; those not
+installed are skipped. Threads: OMP_NUM_THREADS binds torch alone; `taskset -c 0,1` binds every peer.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import os
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
-import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO
 
-from benchmarks.plain import PlainLadder
-from pyro_lvae import Dataset, FusedAdam, LadderVAE, for_svi, linear
-from pyro_lvae.loop import Loop
-from pyro_lvae.results import write_json
+COMMANDS = ("step", "scaling", "likelihood", "startup", "nodes")
+RESULTS = Path(__file__).parent / "results"
 
 
-def plain(optimizer: Callable) -> Callable:
-    """Hand-written PyTorch."""
-    model = PlainLadder()
-    adam = optimizer(model.parameters(), lr=1e-3)
-
-    def step(x):
-        adam.zero_grad(set_to_none=True)
-        model(x).backward()
-        adam.step()
-
-    return step
-
-
-def ours() -> Callable:
-    """A step of `fit`: annealed, its loss and gradient checked to be finite."""
-    ladder, rows = LadderVAE(784), torch.ones(2, 784)
-    loop = Loop(
-        ladder,
-        Dataset("rows", rows, rows),
-        Trace_ELBO(),
-        FusedAdam(ladder.parameters()),
-        None,
-        {f"z{i}": linear(0, 1, epochs=2) for i in range(1, 6)},
-        batch_size=256,
-        clip_norm=None,
-        clip_value=None,
-        supervised=False,
-        monitor_size=1,
-        has_global_sites=False,
-        out=None,
-    )
-    return lambda x: loop.optimise((x,))
-
-
-def svi() -> Callable:
-    """Pyro's own SVI, everything at its defaults."""
-    return SVI(*for_svi(LadderVAE(784)), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step
-
-
-CONTENDERS = {
-    "PyTorch by hand, Adam": lambda: plain(torch.optim.Adam),
-    "PyTorch by hand, Adam(fused=True)": lambda: plain(lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True)),
-    "pyro_lvae": ours,
-    "Pyro SVI, defaults": svi,
-}
-
-
-def measure(steps: int, repeats: int, batch_size: int) -> dict[str, float]:
-    """{contender: median milliseconds a step}."""
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
     torch.manual_seed(0)
-    x = (torch.rand(batch_size, 784) > 0.8).float()
-    contenders, times = {name: make() for name, make in CONTENDERS.items()}, {name: [] for name in CONTENDERS}
-    for repeat in range(repeats + 1):  # the first warms up
-        for name, step in contenders.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                step(x)
-            times[name] += [1e3 * (time.perf_counter() - started) / steps] if repeat else []
-    return {name: statistics.median(values) for name, values in times.items()}
+    with TemporaryDirectory(prefix="inductor-") as fresh:
+        variables = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": str(args.cache or fresh)}
+        with patch.dict(os.environ, variables):
+            _module(args.command).main(args)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
-    args = parser.parse_args()
-    times = measure(args.steps, args.repeats, args.batch_size)
-    base = next(iter(times.values()))
-    for name, ms in times.items():
-        print(f"{name:36} {ms:8.2f} ms/step   {ms / base:5.2f}")
-    settings = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    write_json(args.out, {"ms_per_step": times, **settings, "batch_size": args.batch_size})
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        described = _module(name).__doc__
+        command = commands.add_parser(name, help=described.splitlines()[0], description=described, formatter_class=raw)
+        command.add_argument("--out", type=Path, default=RESULTS, help=f"folder for {name}.json")
+        command.add_argument(
+            "--skip", nargs="*", default=[], help="leave out contenders with these words in their name"
+        )
+        command.add_argument("--cache", type=Path, help="folder of compiled graphs; a fresh one if left out")
+        _module(name).add_arguments(command)
+    return parser
+
+
+def _module(name: str):
+    return import_module(f"benchmarks.{name}")
 
 
 if __name__ == "__main__":

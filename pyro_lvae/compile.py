@@ -127,7 +127,8 @@ class CompiledStep:
         self.step, self.names = step, tuple(beta)
         self.like = args[0]
         self.shapes = _shapes(args)
-        self.modes = [m.training for m in step.structure.modules()]
+        self._modules = list(step.structure.modules())
+        self.modes = [m.training for m in self._modules]
         named = [*step.structure.named_parameters(), *step.structure.named_buffers()]
         self._trained = {n: p for n, p in named if p.requires_grad}
         self._fixed = {n: t for n, t in named if not t.requires_grad}
@@ -139,7 +140,7 @@ class CompiledStep:
 
     def fits(self, args: tuple) -> bool:
         """Whether a batch is of the shape of the graph, and the modules in the mode it was traced in."""
-        return _shapes(args) == self.shapes and [m.training for m in self.step.structure.modules()] == self.modes
+        return _shapes(args) == self.shapes and [m.training for m in self._modules] == self.modes
 
     def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
         """As of `Step`."""

@@ -82,7 +82,11 @@ class Dataset:
         for i in range(skip, count):
             rows = order[i * batch_size : (i + 1) * batch_size if i < count - 1 else None]
             x = self.x_train[rows]
-            yield torch.bernoulli(x) if self.binarize else x, None if self.y_train is None else self.y_train[rows]
+            # a comparison draws Bernoulli(x) in half the time of torch.bernoulli
+            yield (
+                (torch.rand_like(x) < x).to(x.dtype) if self.binarize else x,
+                None if self.y_train is None else self.y_train[rows],
+            )
 
     def train_rows(self, count: int) -> tuple[Tensor, Tensor | None]:
         """The first `count` training rows, in a form fit for evaluation (binarised like the test set)."""
