@@ -109,12 +109,12 @@ def check_equal(structure, x, estimator, steps, **options):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_traced_step_of_every_estimator(name, x, traced_only):
-    structure = LadderVAE(12, (5, 3, 2), (16, 8, 8)).double()
-    check_equal(structure, x.double(), ESTIMATORS[name](), 20)
+    structure = LadderVAE(12, (5, 3), (8, 8), num_hidden=1).double()
+    check_equal(structure, x.double(), ESTIMATORS[name](), 10)
 
 
 def test_traced_step_of_every_structure(structure, x, traced_only):
-    check_equal(structure.double(), x.double(), SampledELBO(), 20, clip_norm=2.0, clip_value=0.5)
+    check_equal(structure.double(), x.double(), SampledELBO(), 10, clip_norm=2.0, clip_value=0.5)
 
 
 class WeightedVAE(VAE):
