@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from pythae.data.datasets import BaseDataset
@@ -48,12 +48,13 @@ def epoch(rows: torch.Tensor, batch_size: int) -> Callable[[], None]:
         logging.getLogger(name).setLevel(logging.WARNING)
     sizes = dict(x_dim=784, hidden=400, z_dim=20)
     config = VAEConfig(input_dim=(784,), latent_dim=20, reconstruction_loss="bce")
-    options = BaseTrainerConfig(
-        output_dir=mkdtemp(prefix="pythae-"), per_device_train_batch_size=batch_size, learning_rate=1e-3, no_cuda=True
-    )
     data = BaseDataset(rows, torch.zeros(len(rows)))
-    trainer = LightTrainer(VAE(config, Encoder(**sizes), Decoder(**sizes)), data, training_config=options)
-    trainer.prepare_training()
+    with TemporaryDirectory() as folder:  # insisted on, and left empty
+        options = BaseTrainerConfig(
+            output_dir=folder, per_device_train_batch_size=batch_size, learning_rate=1e-3, no_cuda=True
+        )
+        trainer = LightTrainer(VAE(config, Encoder(**sizes), Decoder(**sizes)), data, training_config=options)
+        trainer.prepare_training()
     done = 0
 
     def run() -> None:

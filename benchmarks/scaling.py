@@ -15,8 +15,8 @@ from pyro_lvae import IWAE, LadderVAE, for_svi
 
 Z_DIMS, HIDDEN = (64, 32, 16, 8, 4, 4, 4, 4), (512, 256, 128, 64, 32, 32, 32, 32)
 POINTS = {"L": (1, 2, 3, 4, 5, 6, 7, 8), "K": (1, 5, 10, 20, 50), "batch": (32, 64, 256, 1024)}
-POINTS["N"] = (1_000, 4_000, 16_000, 60_000)
-QUICK = {"L": (1, 2), "K": (1, 5), "batch": (32, 64), "N": (1_000, 2_000)}
+POINTS["N"] = (1_024, 4_096, 16_384, 61_440)
+QUICK = {"L": (1, 2), "K": (1, 5), "batch": (32, 64), "N": (1_024, 2_048)}
 COMPILED_LAYERS = (1, 2, 4, 8)
 TITLES = {
     "L": "ladder, batch 256, against the number of layers",

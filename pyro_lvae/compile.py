@@ -144,6 +144,8 @@ class CompiledStep:
 
     def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
         """As of `Step`."""
+        for p in self._trained.values():
+            p.grad = None  # the last step's memory serves this one
         with torch.no_grad():
             loss, norm, *rest = self._compiled(*self._inputs(args, beta))
         gradients = iter(rest[: sum(self._has_gradient)])

@@ -1,11 +1,18 @@
-"""The benchmarks' own arithmetic; their figures are no matter of tests."""
+"""`python -m benchmarks`: its arithmetic, and its sub-commands in tiny settings; the figures are no matter of tests."""
 
 import json
+import sys
 import time
+from pathlib import Path
 
+import pyro
 import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `pytest` alone does not put the checkout there
 
 from benchmarks.__main__ import main
+from benchmarks.contenders import MODELS
 from benchmarks.measure import Contender, Timing, interleave, ratio, repeated, without
 from benchmarks.nodes import speedups
 
@@ -41,5 +48,46 @@ def test_simulated_speedup():
 
 
 def test_startup_is_measured_and_kept(tmp_path):
-    main(["startup", "--out", str(tmp_path)])
+    main(["startup", "--repeats", "1", "--out", str(tmp_path)])
     assert "settings" in json.loads((tmp_path / "startup.json").read_text())
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Runs a sub-command in tiny settings, without compiling, and returns what it wrote."""
+
+    def run(command, *options):
+        main([command, "--repeats", "1", "--out", str(tmp_path), *options, "--skip", "compile", "epoch of"])
+        pyro.clear_param_store()
+        return json.loads((tmp_path / f"{command}.json").read_text())
+
+    return run
+
+
+def test_step_goes_on_without_a_peer(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpyro", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.in_numpyro", raising=False)
+    vae = found("step", "--model", "vae", "--steps", "1", "--no_memory")["vae"]
+    assert vae["contenders"]["pyro_lvae, eager"]["ms"] > 0
+    assert vae["contenders"]["PyTorch by hand, Adam"]["ratio_to PyTorch by hand, Adam"] == 1
+    assert set(vae["skipped"]) == {"NumPyro, jitted step", "NumPyro, jitted epoch"}
+
+
+def test_scaling_goes_over_its_points(found):
+    sweep = found("scaling", "--quick", "--sweeps", "L")["L"]
+    assert list(sweep["contenders"]) == ["L=1, eager", "L=2, eager"]
+
+
+def test_likelihood_is_compared_with_the_same_by_hand(found):
+    vae = found("likelihood", "--model", "vae", "--images", "1", "--num_samples", "20")["vae"]
+    assert set(vae["contenders"]) == {"PyTorch by hand", "pyro_lvae, eager"}
+
+
+@pytest.mark.parametrize(("name", "latents"), [("vae", 1), ("ladder", 5)])
+def test_the_models_by_hand_are_those_of_the_library(name, latents):
+    model = MODELS[name]
+    ours, plain = model.ours(), model.plain()
+    assert sorted(p.shape for p in ours.parameters()) == sorted(p.shape for p in plain.parameters())
+    logits, terms = plain.down(plain.up(torch.ones(3, 784)))
+    assert logits.shape == (3, 784)
+    assert len(terms) == latents
