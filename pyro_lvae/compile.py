@@ -17,7 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .annealing import anneal, subsample
-from .objectives import backward
+from .objectives import backward, learned
 from .traces import forked_noise
 
 
@@ -151,14 +151,14 @@ class CompiledStep:
         gradients = iter(rest[: sum(self._has_gradient)])
         for p, is_there in zip(self._trained.values(), self._has_gradient, strict=True):
             p.grad = next(gradients) if is_there else None
-        if learned := dict(zip(_learned(self.step.estimator), rest[sum(self._has_gradient) :], strict=True)):
-            self.step.estimator.load_state_dict(learned)
+        if state := dict(zip(learned(self.step.estimator), rest[sum(self._has_gradient) :], strict=True)):
+            self.step.estimator.load_state_dict(state)
         return loss, norm
 
     def _inputs(self, args: tuple, beta: dict[str, float]) -> list[Tensor]:
         weights = self.like.new_tensor([float(beta[n]) for n in self.names])
-        learned = [t.to(self.like.device) for t in _learned(self.step.estimator).values()]
-        return [*self._weights, *learned, weights, *(a for a in args if a is not None)]
+        state = [t.to(self.like.device) for t in learned(self.step.estimator).values()]
+        return [*self._weights, *state, weights, *(a for a in args if a is not None)]
 
     def _compile(self, args: tuple, beta: dict[str, float]) -> Callable:
         estimator = type(self.step.estimator).__name__
@@ -170,14 +170,14 @@ class CompiledStep:
     def _traced(self, args: tuple) -> Callable:
         """The step as a function of tensors alone."""
         step, is_there = self.step, [a is not None for a in args]
-        estimator, learned = copy.copy(step.estimator), list(_learned(step.estimator))
+        estimator, names = copy.copy(step.estimator), list(learned(step.estimator))
 
         def run(*inputs: Tensor) -> list[Tensor]:
             given = iter(inputs)
             trained = {n: next(given).detach().requires_grad_() for n in self._trained}
             fixed = {n: next(given) for n in self._fixed}
-            if learned:
-                estimator.load_state_dict({n: next(given) for n in learned})
+            if names:
+                estimator.load_state_dict({n: next(given) for n in names})
             beta = dict(zip(self.names, next(given).unbind(), strict=True))
             batch = tuple(next(given) if there else None for there in is_there)
             with _swapped(step.structure, {**trained, **fixed}), step.handlers(beta), torch.enable_grad():
@@ -187,7 +187,7 @@ class CompiledStep:
             self._has_gradient = [g is not None for g in found]
             gradients = [g for g in found if g is not None]
             norm = nn.utils.get_total_norm(gradients, foreach=False)
-            return [loss.detach(), norm, *step.clipped(gradients, norm), *_learned(estimator).values()]
+            return [loss.detach(), norm, *step.clipped(gradients, norm), *learned(estimator).values()]
 
         return run
 
@@ -334,11 +334,6 @@ def _cached():
 
     with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
         yield
-
-
-def _learned(estimator: ELBO) -> dict[str, Tensor]:
-    """What the estimator has learned; Pyro's own learn nothing."""
-    return estimator.state_dict() if hasattr(estimator, "state_dict") else {}
 
 
 def _shapes(args: tuple) -> list:

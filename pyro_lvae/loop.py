@@ -24,7 +24,7 @@ from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint
 from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
-from .objectives import with_nesting
+from .objectives import learned, with_nesting
 from .optim import FusedAdam
 from .results import EpochMetrics, read_metrics
 from .traces import Ledger, evaluating, fixed_noise, ledger
@@ -119,11 +119,11 @@ class Loop:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        self._look(self._args(*self.data.train_rows(self.batch_size)))
+        self._look()
         state = {name: getattr(self, name) for name in _COUNTERS}
         state |= {
             "structure": self.structure.state_dict(),
-            "estimator": self._learned(),
+            "estimator": learned(self.estimator),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "rng": rng_state(self.device),
@@ -143,9 +143,9 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        learned = state.get("estimator", {})
-        if learned and self._learned().keys() == learned.keys():  # else the estimator is new, and begins anew
-            self.estimator.load_state_dict(learned)
+        kept = state.get("estimator", {})
+        if kept and learned(self.estimator).keys() == kept.keys():  # else the estimator is new, and begins anew
+            self.estimator.load_state_dict(kept)
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.history = [m for m in read_metrics(self.out / METRICS) if m.epoch <= self.epoch]
@@ -198,7 +198,7 @@ class Loop:
             self.optimizer.found_inf = bad.float()
             self.bad = bad if self.bad is None else self.bad | bad
             if self.step % PATIENCE == 0:
-                self._look(args)
+                self._look()
         self.optimizer.step()
         self.total += loss * len(args[0])
 
@@ -268,15 +268,12 @@ class Loop:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteLoss(self._diagnosis(args, float(loss), float(norm)))
 
-    def _look(self, args: tuple) -> None:
+    def _look(self) -> None:
         """Raise for a loss that was not finite in one of the steps since the last look."""
         if self.bad is not None and self.bad.item():
+            args = self._args(*self.data.train_rows(self.batch_size))  # the batch itself is gone
             raise NonFiniteLoss(self._diagnosis(args, math.nan, math.nan))
         self.bad = None
-
-    def _learned(self) -> dict[str, Tensor]:
-        """What the estimator has learned; Pyro's own learn nothing."""
-        return self.estimator.state_dict() if hasattr(self.estimator, "state_dict") else {}
 
     def _beta(self) -> dict[str, float]:
         return {name: schedule(self.step, self.epoch) for name, schedule in self.schedules.items()}
@@ -287,7 +284,7 @@ class Loop:
     # ------------------------------------------------------------------ what is written down
 
     def _end_epoch(self) -> EpochMetrics:
-        self._look(self._args(*self.data.train_rows(self.batch_size)))
+        self._look()
         beta, lr = self._beta(), float(self.optimizer.param_groups[0]["lr"])
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
@@ -306,7 +303,7 @@ class Loop:
             beta=beta,
             lr=lr,
             images_per_second=self.rows / self.epoch_seconds,
-            learned={name: value.item() for name, value in self._learned().items()},
+            learned={name: value.item() for name, value in learned(self.estimator).items()},
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)

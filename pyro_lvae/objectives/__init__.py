@@ -2,7 +2,7 @@
 
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
-from .base import LedgerELBO, backward, with_nesting
+from .base import LedgerELBO, backward, learned, with_nesting
 from .constrained import GECO, ConstrainedELBO
 from .elbo import AnalyticELBO, BetaELBO, FreeBits, KLBalanced, SampledELBO, default_estimator
 from .importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, Renyi
@@ -52,6 +52,7 @@ __all__ += [
     "LedgerELBO",
     "backward",
     "check_supported",
+    "learned",
     "default_estimator",
     "label",
     "with_nesting",

@@ -108,6 +108,11 @@ def backward(estimator: ELBO, structure: nn.Module, args: tuple, per: float) -> 
     return torch.as_tensor(loss)
 
 
+def learned(estimator: ELBO) -> dict[str, Tensor]:
+    """What an estimator has learned, such as a multiplier; Pyro's own learn nothing."""
+    return estimator.state_dict() if hasattr(estimator, "state_dict") else {}
+
+
 def with_nesting(estimator: ELBO) -> ELBO:
     """A copy, for Pyro's estimators keep the plate nesting that they guess from the first model they see."""
     estimator = copy.copy(estimator)
