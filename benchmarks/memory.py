@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.contenders import BY_HAND_COMPILED, COMPILED, EAGER, FUSED, contenders
+from benchmarks.contenders import BY_HAND_COMPILED_FUSED, COMPILED, EAGER, FUSED, contenders
 from benchmarks.measure import COMPILER, print_table, without
 from pyro_lvae.comparison.memory import PeakBytes
 
-NAMES = (EAGER, COMPILED, FUSED, BY_HAND_COMPILED)
+NAMES = (EAGER, COMPILED, FUSED, BY_HAND_COMPILED_FUSED)
 KINDS = ("step", "process", "tensors")
 MEBI = 2**20
 

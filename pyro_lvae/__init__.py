@@ -9,6 +9,7 @@ from ._version import __version__
 # The public names by the module each is in. Torch and Pyro take seconds to load, so they wait for the first use.
 _NAMES = {
     "annealing": "Schedule anneal constant cyclical linear",
+    "bayes": "BayesianWeights generative",
     "callbacks": "Callback JSONLines ProgressBar TensorBoard",
     "checkpoint": "CheckpointError load_checkpoint load_weights",
     "comparison": "compare compare_training",

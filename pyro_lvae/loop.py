@@ -311,7 +311,8 @@ class Loop:
 
     def _elbo(self, sites: Ledger) -> float:
         """Per datum; what global sites cost is shared by all N training rows."""
-        shared = float(sites.global_log_weight()) / len(self.data.x_train)
+        with torch.no_grad():  # closed forms are computed only now
+            shared = float(sites.global_log_weight()) / len(self.data.x_train)
         return _mean(sites.local_log_weight()) + shared
 
     def _monitor(self, x: Tensor, y: Tensor | None) -> Ledger:

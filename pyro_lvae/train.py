@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,8 @@ def fit(
         max_seconds: stop once the training time, all in all, reaches this; the last epoch is then a part
             of one, and counts as one.
         batch_size: rows a step.
-        beta: KL weight: a number, a schedule (`linear(0, 1, epochs=200)`), or either by site name.
+        beta: KL weight: a number, a schedule (`linear(0, 1, epochs=200)`), or either by site name or pattern
+            (`{"z*": 1.0, "weights.*": linear(0, 1, epochs=20)}`), 1 for sites that none fits.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes a `torch.optim` scheduler from the optimiser; stepped once an epoch.
         clip_norm: largest global norm of the gradient of the loss.
@@ -202,9 +204,14 @@ def _schedules(beta: Beta, sites: Ledger) -> dict[str, Schedule]:
     """A schedule for each latent site."""
     if not isinstance(beta, Mapping):
         return dict.fromkeys(sites.latents, as_schedule(beta))
-    if unknown := set(beta) - set(sites.latents):
-        raise ValueError(f"beta names {sorted(unknown)}; the latent sites are {list(sites.latents)}")
-    return {name: as_schedule(beta.get(name, 1.0)) for name in sites.latents}
+    if unknown := [pattern for pattern in beta if not any(fnmatchcase(name, pattern) for name in sites.latents)]:
+        raise ValueError(f"beta names {unknown}; the latent sites are {list(sites.latents)}")
+    return {name: as_schedule(_first_match(beta, name)) for name in sites.latents}
+
+
+def _first_match(beta: Mapping[str, float | Schedule], name: str) -> float | Schedule:
+    """What a site is given by its name, or else by the first pattern that fits it; 1 for one that none fits."""
+    return beta.get(name, next((beta[pattern] for pattern in beta if fnmatchcase(name, pattern)), 1.0))
 
 
 def _check_annealing(estimator: ELBO, schedules: dict[str, Schedule], sites: Ledger) -> None:

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_lvae import VAE, Dataset, HierarchicalVAE, LadderVAE
+from pyro_lvae import VAE, BayesianWeights, Dataset, HierarchicalVAE, LadderVAE
 from pyro_lvae.conditionals import Normal
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 8))
@@ -28,6 +28,13 @@ STRUCTURES = {
     "LadderVAE-unshared": partial(LadderVAE, **SIZES, share_top_down=False),
     "LadderVAE-mu-upwards": partial(LadderVAE, **SIZES, mu_upwards=True, head_batch_norm=False),
 }
+
+
+def _bayesian(make):
+    return BayesianWeights(make(), noise="local_reparameterization")
+
+
+STRUCTURES |= {f"{name}-bayesian": partial(_bayesian, make) for name, make in STRUCTURES.items()}
 
 
 @pytest.fixture(autouse=True)

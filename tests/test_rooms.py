@@ -13,7 +13,18 @@ PACKAGE = Path(__file__).parents[1] / "pyro_lvae"
 
 # Lowest first. A room may import the rooms before it.
 ROOMS = [
-    *("_version", "nets", "conditionals", "structures", "data", "traces", "contract", "annealing", "objectives"),
+    *(
+        "_version",
+        "nets",
+        "conditionals",
+        "structures",
+        "data",
+        "traces",
+        "contract",
+        "annealing",
+        "objectives",
+        "bayes",
+    ),
     *(
         "optim",
         "compile",

@@ -108,8 +108,10 @@ def enumerated_sites(sites: Ledger) -> list[str]:
 
 
 def names(sites) -> str:
-    """Site names as a message has them."""
-    return ", ".join(repr(n) for n in sites)
+    """Site names as a message has them: the first few, and how many more."""
+    listed = list(sites)
+    more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+    return ", ".join(repr(n) for n in listed[:6]) + more
 
 
 def _caches(fn) -> bool:

@@ -4,12 +4,13 @@ Estimators, evaluation and the contract all read the same ledger, so what a plat
 global site means is decided here and nowhere else.
 """
 
-from .messengers import DATA, data_frame
+from .messengers import CLOSED_FORM, DATA, data_frame
 from .modes import evaluating, fixed_noise, forked_noise
 from .runs import generate, guide_sites, ledger, log_densities, replay, run, trace_pair
 from .sites import Ledger, Site
 
 __all__ = [
+    "CLOSED_FORM",
     "DATA",
     "Ledger",
     "Site",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 DATA = "data"  # the name of the one plate that holds every local site
 PARTICLE_DIM = -2
+CLOSED_FORM = "closed_form_kl"  # in `infer` of a guide's global site whose KL may stand for the sampled ratio
 
 
 def data_frame(site: dict) -> CondIndepStackFrame | None:

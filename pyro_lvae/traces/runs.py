@@ -11,7 +11,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from .messengers import MeanMessenger, ParticleMessenger, ValuesMessenger, data_frame
+from .messengers import CLOSED_FORM, MeanMessenger, ParticleMessenger, ValuesMessenger, data_frame
 from .sites import Ledger, Site
 
 
@@ -131,5 +131,6 @@ def _site(name: str, p: dict | None, q: dict | None) -> Site:
         is_observed=p is not None and p["is_observed"],
         is_local=frame is not None,
         is_enumerated=is_enumerated,
+        has_closed_form=q is not None and q["infer"].get(CLOSED_FORM, False),
         mask=either["mask"],
     )

@@ -19,7 +19,8 @@ class Site:
     `[K, B]`; without, `[B]`; for a global site, the site's own. `beta` is the product of the
     `poutine.scale`s on the site, `plate_scale` is N/B of a subsampled data plate. A discrete site that
     the model marks `infer={"enumerate": "parallel"}` and the guide leaves out is enumerated: it, and
-    the sites below it, have a further dim on the left.
+    the sites below it, have a further dim on the left. A global site whose guide says so (`infer={CLOSED_FORM: True}`)
+    counts with its KL in closed form, which is right where p and q depend on draws before it alone.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Site:
     is_observed: bool
     is_local: bool
     is_enumerated: bool = False
+    has_closed_form: bool = False
     mask: Tensor | bool | None = None
 
     def kl(self) -> Tensor:
@@ -144,8 +146,9 @@ class Ledger(dict[str, Site]):
         return sum(site.log_ratio for site in self.values() if site.is_local)
 
     def global_log_weight(self) -> float | Tensor:
-        """Sum over global sites of beta (log p - log q), nats: a scalar."""
-        return sum(site.log_ratio.sum() for site in self.global_sites.values())
+        """Sum over global sites of beta (log p - log q), nats: a scalar; -beta KL for those that have a closed form."""
+        sites = self.global_sites.values()
+        return sum(-(s.beta * s.kl()).sum() if s.has_closed_form else s.log_ratio.sum() for s in sites)
 
     def plate_scale(self) -> float:
         """N/B of the data plate: 1 unless it is subsampled."""

@@ -1,0 +1,7 @@
+"""Posteriors over weights: `BayesianWeights` around any structure, its priors, posteriors and gradient noise."""
+
+from .posteriors import POSTERIORS
+from .priors import PRIORS
+from .weights import PREFIX, BayesianWeights, chosen_parameters, generative
+
+__all__ = ["POSTERIORS", "PREFIX", "PRIORS", "BayesianWeights", "chosen_parameters", "generative"]

@@ -1,0 +1,213 @@
+"""How the randomness of weights reaches the layers: one handler on linear and convolutional operations.
+
+Gradient noise of the weights' posterior, from one draw shared by a whole batch, is large. Drawing for each
+datum anew has the same expectation and less noise:
+
+    local reparameterization   y = N(x mu, x^2 sigma^2), the output drawn in place of the weights
+                               (Kingma et al. 2015, eq. 6)
+    flipout                    y = x mu + ((x r) (w - mu)) s, random signs r and s for each datum (Wen et al. 2018, eq. 4)
+
+Where the rows of an operation are not the data, one each, the shared draw is used as it is: it is right everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Noise = Literal["shared", "local_reparameterization", "flipout"]
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+LAYERS = {F.linear, *_CONVOLUTIONS, *_TRANSPOSED}
+
+
+@dataclass
+class Drawn:
+    """A weight as the guide has drawn it.
+
+    Attributes:
+        name: of the parameter.
+        value: the draw, `[...]` or `[S, ...]`.
+        mu, sigma: of its posterior, where that is Normal, entry by entry.
+        is_used: whether a layer has drawn noise of its own from it.
+    """
+
+    name: str
+    value: Tensor
+    mu: Tensor | None = None
+    sigma: Tensor | None = None
+    is_used: bool = False
+
+
+class LayerNoise(TorchFunctionMode):
+    """Linear and convolutional layers take their noise from the posterior of their weights, for each datum anew.
+
+    Args:
+        drawn: the weights that are in use.
+        rows: B, the rows that are data.
+        noise: "local_reparameterization" or "flipout".
+    """
+
+    def __init__(self, drawn: list[Drawn], rows: int, noise: Noise):
+        super().__init__()
+        self.drawn = {id(d.value): d for d in drawn if d.mu is not None}
+        self.rows = rows
+        self.layer = _locally_reparameterized if noise == "local_reparameterization" else _flipout
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in LAYERS:
+            return func(*args, **kwargs)
+        x, weight, bias, args, kwargs = _read(args, kwargs)
+        drawn = [self.drawn.get(id(t)) for t in (weight, bias)]
+        if not any(drawn) or not self._is_of_data(func, x):
+            return func(x, weight, bias, *args, **kwargs)
+        for d in filter(None, drawn):
+            if d.is_used:
+                raise ValueError(
+                    f"weight {d.name!r} is used twice for a datum, and each use would draw noise of its own: that is "
+                    "not one weight; use noise='shared', or leave it out of where"
+                )
+            d.is_used = True
+        mu, sigma = zip(*map(_moments, (weight, bias), drawn), strict=True)
+        return self.layer(lambda *given: func(*given, *args, **kwargs), x, (weight, bias), mu, sigma)
+
+    def _is_of_data(self, func, x: Tensor) -> bool:
+        """Whether each datum has one row of the input."""
+        rows = x.shape[:-1] if func is F.linear else x.shape[:1]
+        return rows.numel() == self.rows and rows[-1] == self.rows
+
+
+class ManyWeights(TorchFunctionMode):
+    """Layers with S draws `[S, ...]` of their weights, each for its part of the rows: one batched product.
+
+    The rows `[..., S B, D]` hold the batch S times over, draw by draw.
+
+    Args:
+        drawn: the weights that are in use.
+    """
+
+    def __init__(self, drawn: list[Drawn]):
+        super().__init__()
+        self.drawn = {id(d.value): d for d in drawn}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in LAYERS:
+            x, weight, bias, args, kwargs = _read(args, kwargs)
+            many = [self.drawn.get(id(t)) for t in (weight, bias)]
+            if any(many):
+                return _many(func, x, weight, bias, many, args, kwargs)
+            return func(x, weight, bias, *args, **kwargs)
+        if func not in _HARMLESS:
+            self._refuse(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _refuse(self, func, args: tuple, kwargs: dict) -> None:
+        for t in (*args, *kwargs.values()):
+            if isinstance(t, Tensor) and id(t) in self.drawn:
+                raise ValueError(
+                    f"weight {self.drawn[id(t)].name!r} goes into {getattr(func, '__name__', func)}, which cannot "
+                    "take several draws of it: linear and convolutional layers can. Use num_weights=1, or leave it "
+                    "out of where"
+                )
+
+
+_HARMLESS = {
+    Tensor.dim,
+    Tensor.size,
+    Tensor.is_floating_point,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "ndim", "grad_fn")),
+    *(getattr(Tensor, name).__get__ for name in ("_version", "is_leaf", "layout", "is_cuda", "is_sparse")),
+}
+
+
+def _read(args: tuple, kwargs: dict) -> tuple:
+    """(input, weight, bias, other arguments) of a layer's operation."""
+    names, kwargs = ("input", "weight", "bias"), dict(kwargs)
+    first = [*args[:3], *(kwargs.pop(name, None) for name in names[len(args[:3]) :])]
+    return *first, args[3:], kwargs
+
+
+def _moments(t: Tensor | None, drawn: Drawn | None) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and standard deviation; `None` for one that is 0."""
+    return (t, None) if drawn is None else (drawn.mu, drawn.sigma)
+
+
+def _locally_reparameterized(layer, x: Tensor, drawn, mu, sigma) -> Tensor:
+    mean = layer(x, *mu)
+    weight = torch.zeros_like(mu[0]) if sigma[0] is None else sigma[0].square()
+    variance = layer(x.square(), weight, None if sigma[1] is None else sigma[1].square())
+    return mean + (variance + _tiny(variance)).sqrt() * torch.randn_like(mean)
+
+
+def _flipout(layer, x: Tensor, drawn, mu, sigma) -> Tensor:
+    mean = layer(x, *mu)
+    off = [None if s is None else value - m for value, m, s in zip(drawn, mu, sigma, strict=True)]
+    weight = torch.zeros_like(mu[0]) if off[0] is None else off[0]
+    channels = -1 if x.ndim == 2 or len(x.shape) == len(mean.shape) and weight.ndim == 2 else 1
+    return mean + layer(x * _signs(x, channels), weight, off[1]) * _signs(mean, channels)
+
+
+def _signs(like: Tensor, channels: int) -> Tensor:
+    """-1 or 1 for each row and channel; those of an image are shared over its pixels."""
+    shape = like.shape if channels == -1 else (*like.shape[:2], *[1] * (like.ndim - 2))
+    return 1.0 - 2.0 * (torch.rand(shape, dtype=like.dtype, device=like.device) < 0.5).to(like.dtype)
+
+
+def _tiny(t: Tensor) -> float:
+    return torch.finfo(t.dtype).tiny ** 0.5  # the root of 0 has no gradient
+
+
+def _many(func, x: Tensor, weight: Tensor, bias: Tensor | None, many, args, kwargs) -> Tensor:
+    if func is F.linear:
+        return _many_linear(x, weight, bias, *many)
+    return _many_convolution(func, x, weight, bias, many, args, kwargs)
+
+
+def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None, b: Drawn | None) -> Tensor:
+    count = len((w or b).value)
+    rows = _parts(x.flatten(0, -2), count, x.shape[-2] // count)  # [S, rows, in]
+    weight = weight if w else weight.expand(count, *weight.shape)
+    if bias is None:
+        product = torch.bmm(rows, weight.mT)
+    else:
+        product = torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)
+    return _together(product, x.shape[-2] // count).reshape(*x.shape[:-1], product.shape[-1])
+
+
+def _many_convolution(func, x, weight, bias, many, args, kwargs) -> Tensor:
+    """S convolutions as S groups of one."""
+    w, b = many
+    count = len((w or b).value)
+    given = dict(zip(("stride", "padding", "dilation", "groups"), args, strict=False))
+    if func in _TRANSPOSED:
+        given = dict(zip(("stride", "padding", "output_padding", "groups", "dilation"), args, strict=False))
+    given |= kwargs
+    given["groups"] = given.get("groups", 1) * count
+    weight = (weight if w else weight.expand(count, *weight.shape)).flatten(0, 1)
+    bias = bias if bias is None else (bias if b else bias.expand(count, *bias.shape)).flatten()
+    batch = len(x) // count
+    rows = _parts(x, count, batch)  # [S, rows, C, ...]
+    found = func(rows.transpose(0, 1).flatten(1, 2), weight, bias, **given)
+    return _together(found.unflatten(1, (count, -1)).transpose(0, 1), batch)
+
+
+def _parts(x: Tensor, count: int, batch: int) -> Tensor:
+    """`[K S B, ...]` as `[S, K B, ...]`."""
+    if batch == 0 or len(x) % (count * batch):
+        raise ValueError(
+            f"{len(x)} rows reach a layer of which there are {count} draws of the weights: each draw needs the rows "
+            "of the data. Use num_weights=1, or leave that layer out of where"
+        )
+    return x.unflatten(0, (-1, count, batch)).transpose(0, 1).flatten(1, 2)
+
+
+def _together(x: Tensor, batch: int) -> Tensor:
+    """The inverse of `_parts`."""
+    return x.unflatten(1, (-1, batch)).transpose(0, 1).flatten(0, 2)

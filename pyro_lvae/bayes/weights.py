@@ -1,0 +1,243 @@
+"""A posterior over the weights of any structure, put around it from outside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import get_args
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ..traces import CLOSED_FORM, guide_sites, log_densities
+from .distributions import DiagonalNormal, Draws
+from .noise import Drawn, LayerNoise, ManyWeights, Noise
+from .posteriors import MeanField
+from .priors import Normal, Prior
+
+PREFIX = "weights."  # of the sites' names
+Where = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+
+
+class BayesianWeights(nn.Module):
+    r"""Any structure, with distributions in place of points for some or all of its weights w.
+
+        L = N/B sum_b E_q(w) [ELBO(x_b; w)] - KL(q(w) || p(w))
+
+    (Kingma & Welling 2014, appendix F; Blundell et al. 2015.) Itself a structure: each chosen parameter is a global
+    site `"weights.NAME"`, drawn before the data plate, and the structure's own `model` and `guide` run with what was
+    drawn. `fit` counts the KL of the weights once for all N rows, and in closed form where there is one; by
+    `beta={"z*": 1.0, "weights.*": linear(0, 1, epochs=20)}` it is annealed apart from that of the latents.
+
+    The structure given is copied, and its weights are where the posterior begins: pass an untrained one to start from
+    scratch, a trained one to start from its point estimate.
+
+    Args:
+        structure: any structure; not changed.
+        where: which parameters: `"all"`, names, modules (`"decoder"`) or patterns (`"*.weight"`), one or several, or a
+            function `(name, parameter) -> bool`. `generative(structure, x)` gives those that p(x, z) depends on. The
+            others stay points.
+        prior: `(value, fan_in) -> Prior`, of `pyro_lvae.bayes.priors`.
+        posterior: `(value, fan_in) -> nn.Module`, of `pyro_lvae.bayes.posteriors`.
+        noise: how draws reach the layers while training: `"shared"`, one draw for the batch;
+            `"local_reparameterization"` or `"flipout"`, for each datum anew: unbiased too, with gradients that are
+            less noisy. These need `MeanField`, and act where a layer sees one row a datum (not K particles).
+        num_weights: S draws while training, each for a copy of the batch, in batched products.
+
+    Attributes:
+        priors, posteriors: by parameter.
+
+    Raises:
+        ValueError: `where` fits no parameter, or what it fits cannot be treated so.
+    """
+
+    def __init__(
+        self,
+        structure: nn.Module,
+        where: Where = "all",
+        prior: Callable[[Tensor, int], Prior] = Normal,
+        posterior: Callable[[Tensor, int], nn.Module] = MeanField,
+        *,
+        noise: Noise = "shared",
+        num_weights: int = 1,
+    ):
+        super().__init__()
+        if noise not in get_args(Noise):
+            raise ValueError(f"noise is {noise!r}; expected one of {', '.join(map(repr, get_args(Noise)))}")
+        if num_weights < 1 or (num_weights > 1 and noise != "shared"):
+            raise ValueError(
+                f"num_weights={num_weights} with noise={noise!r}: give at least 1; several draws need noise='shared', "
+                "for the other kinds draw for each datum as it is"
+            )
+        self.structure = copy.deepcopy(structure)
+        self.noise, self.num_weights = noise, num_weights
+        chosen = chosen_parameters(self.structure, where)
+        fan_in = _fan_in(self.structure)
+        self._places = {name: _places(self.structure, p) for name, p in chosen.items()}
+        values = {name: p.detach() for name, p in chosen.items()}
+        self.priors = nn.ModuleDict({_key(n): prior(v, fan_in[n]) for n, v in values.items()})
+        self.posteriors = nn.ModuleDict({_key(n): posterior(v, fan_in[n]) for n, v in values.items()})
+        for module, attribute in (place for places in self._places.values() for place in places):
+            module._parameters[attribute] = None
+        self._drawn: list[Drawn] = []
+        self._check_noise()
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that have a distribution."""
+        return list(self._places)
+
+    def prior(self, name: str) -> Prior:
+        """The prior of a parameter."""
+        return self.priors[_key(name)]
+
+    def posterior(self, name: str) -> nn.Module:
+        """The posterior of a parameter."""
+        return self.posteriors[_key(name)]
+
+    def model(self, x: Tensor, y: Tensor | None = None):
+        """p(w) p(x, z | w) for `x` of `[B, D]`."""
+        weights = {}
+        for name in self.names:
+            weights[name] = self._sample(name, self.prior(name)(PREFIX + name))
+        return self._run(self.structure.model, weights, x, y)
+
+    def guide(self, x: Tensor, y: Tensor | None = None):
+        """q(w) q(z | x, w) for `x` of `[B, D]`."""
+        weights, self._drawn = {}, []
+        for name in self.names:
+            self.prior(name).guide(PREFIX + name)
+            q = self.posterior(name)()
+            weights[name] = self._sample(name, q)
+            moments = (q.loc, q.scale) if isinstance(q, DiagonalNormal) else (None, None)
+            self._drawn.append(Drawn(name, weights[name], *moments))
+        return self._run(self.structure.guide, weights, x, y)
+
+    def put(self, weights: dict[str, Tensor]) -> nn.Module:
+        """A copy of the wrapped structure, with these weights as its parameters."""
+        structure, places = copy.deepcopy((self.structure, self._places))
+        for name, value in weights.items():
+            parameter = nn.Parameter(value.detach().clone())
+            for module, attribute in places[name]:
+                module._parameters[attribute] = parameter
+        return structure
+
+    def draw(self) -> nn.Module:
+        """The wrapped structure with a draw of its weights; noise from torch's default generator."""
+        with torch.no_grad():
+            return self.put({name: self.posterior(name)().sample() for name in self.names})
+
+    def mean(self) -> nn.Module:
+        """The wrapped structure with the posterior means of its weights."""
+        return self.put({name: self.posterior(name).mean for name in self.names})
+
+    def _sample(self, name: str, fn) -> Tensor:
+        count = self.num_weights if self.training else 1
+        if count == 1:
+            return pyro.sample(PREFIX + name, fn, infer={CLOSED_FORM: True})
+        with poutine.scale(scale=1 / count):
+            return pyro.sample(PREFIX + name, Draws(fn, count), infer={CLOSED_FORM: True})
+
+    def _run(self, fn: Callable, weights: dict[str, Tensor], x: Tensor, y: Tensor | None):
+        count = self.num_weights if self.training else 1
+        x, y = (t if t is None or count == 1 else t.repeat(count, *[1] * (t.ndim - 1)) for t in (x, y))
+        with self._using(weights), self._handler(weights, len(x)):
+            return fn(x) if y is None else fn(x, y)
+
+    def _handler(self, weights: dict[str, Tensor], rows: int):
+        """What the structure runs under: nothing, where plain weights do."""
+        if many := [Drawn(n, w) for n, w in weights.items() if w.ndim > self.prior(n).event_dim]:
+            return ManyWeights(many)
+        own = [d for d in self._drawn if weights[d.name] is d.value]  # not those that were given from outside
+        if self.noise != "shared" and self.training and own:
+            return LayerNoise(own, rows, self.noise)
+        return ExitStack()
+
+    @contextmanager
+    def _using(self, weights: dict[str, Tensor]):
+        """The wrapped structure with the weights in the places of its parameters."""
+        try:
+            for name, value in weights.items():
+                for module, attribute in self._places[name]:
+                    module._parameters[attribute] = value
+            yield
+        finally:
+            for places in self._places.values():
+                for module, attribute in places:
+                    module._parameters[attribute] = None
+
+    def _check_noise(self) -> None:
+        odd = [n for n in self.names if not isinstance(self.posterior(n), MeanField) or self._is_correlated(n)]
+        if self.noise != "shared" and odd:
+            raise ValueError(
+                f"noise={self.noise!r} needs independent Normal entries, and the posterior of {odd[0]!r} is "
+                f"{type(self.posterior(odd[0])).__name__}; use MeanField, or noise='shared'"
+            )
+
+    def _is_correlated(self, name: str) -> bool:
+        return not isinstance(self.posterior(name)(), DiagonalNormal)
+
+    def __getstate__(self) -> dict:
+        # What was drawn belongs to one step: copies and pickles start without it.
+        return {**self.__dict__, "_drawn": []}
+
+
+def chosen_parameters(structure: nn.Module, where: Where) -> dict[str, nn.Parameter]:
+    """{name: parameter} that `where` fits; those without a gradient are never meant."""
+    named = {n: p for n, p in structure.named_parameters() if p.requires_grad}
+    if callable(where):
+        chosen = {n: p for n, p in named.items() if where(n, p)}
+    else:
+        patterns = (where,) if isinstance(where, str) else tuple(where)
+        for pattern in patterns:
+            if not any(_fits(n, pattern) for n in named):
+                raise ValueError(f"where names {pattern!r}, which fits none of the parameters {', '.join(named)}")
+        chosen = {n: p for n, p in named.items() if any(_fits(n, pattern) for pattern in patterns)}
+    if not chosen:
+        raise ValueError(f"where chooses none of the parameters {', '.join(named) or '(there are none)'}")
+    recurrent = [n for n, m in structure.named_modules() if isinstance(m, nn.RNNBase)]
+    if odd := [n for n in chosen if n.rpartition(".")[0] in recurrent]:
+        raise ValueError(f"{odd[0]!r} is of a recurrent layer, which keeps its weights flat; leave it out of where")
+    return chosen
+
+
+def generative(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> list[str]:
+    """Names of the parameters theta that p(x, z) depends on, found by running model and guide on a few rows."""
+    args = (x[:2],) if y is None else (x[:2], y[:2])
+    was_training = structure.training
+    structure.eval()
+    try:
+        values = {name: value.detach()[None] for name, (_, value) in guide_sites(structure, *args).items()}
+        log_p = sum(v.sum() for v in log_densities(structure.model, values, *args, num_particles=1).values())
+    finally:
+        structure.train(was_training)
+    named = {n: p for n, p in structure.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(log_p, list(named.values()), allow_unused=True)
+    return [n for n, g in zip(named, found, strict=True) if g is not None]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return pattern == "all" or fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a ModuleDict admits no dots
+
+
+def _places(structure: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
+    """Wherever in the structure a parameter stands."""
+    return [(m, a) for m in structure.modules() for a, p in m._parameters.items() if p is parameter]
+
+
+def _fan_in(structure: nn.Module) -> dict[str, int]:
+    """{parameter: inputs of a unit of its layer}; a bias shares its weight's."""
+    found = {}
+    for name, p in structure.named_parameters():
+        weight = getattr(structure.get_submodule(name.rpartition(".")[0]), "weight", None)
+        of = weight if isinstance(weight, Tensor) and p.ndim < 2 <= weight.ndim else p
+        found[name] = of[0].numel() if of.ndim > 1 else max(1, of.numel())
+    return found
