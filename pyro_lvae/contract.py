@@ -102,7 +102,7 @@ def _observed_in_guide(guide_trace) -> Iterator[str]:
 def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
     expected = {"x", "y"} if has_labels else {"x"}
     observed = {n for n, s in model.items() if s["is_observed"] and not _is_deterministic(s)}
-    if "x" not in observed:
+    if "x" not in observed and not (has_labels and "y" in observed):  # p(y | x) is a model too
         yield f'the model observes {sorted(observed)}, expected "x"; write pyro.sample("x", ..., obs=x)'
     for name in sorted(observed - expected - {"x"}):
         yield f'site {name!r}: observed, and only "x" (and "y" where given) may be; rename it, or make it a latent'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +15,7 @@ from torch.distributions import constraints, kl_divergence, register_kl
 class Gaussian(TorchDistribution):
     """Gaussian over a tensor of shape `event_shape`; a subclass has `mean`, `variance`, `entropy`."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict] = {}
     has_rsample = True
 
     def __init__(self, shape: torch.Size):
@@ -118,7 +119,7 @@ class MatrixNormal(Gaussian):
 class Draws(TorchDistribution):
     """S independent draws of a weight tensor as one value `[S, ...]`; the log-density is their sum."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, base: TorchDistribution, num_draws: int):
         self.base, self.num_draws = base, num_draws

@@ -5,7 +5,7 @@ datum anew has the same expectation and less noise:
 
     local reparameterization   y = N(x mu, x^2 sigma^2), the output drawn in place of the weights
                                (Kingma et al. 2015, eq. 6)
-    flipout                    y = x mu + ((x r) (w - mu)) s, random signs r and s for each datum (Wen et al. 2018, eq. 4)
+    flipout                    y = x mu + ((x r) (w - mu)) s, random signs r and s a datum (Wen et al. 2018, eq. 4)
 
 Where the rows of an operation are not the data, one each, the shared draw is used as it is: it is right everywhere.
 """
@@ -150,13 +150,13 @@ def _flipout(layer, x: Tensor, drawn, mu, sigma) -> Tensor:
     mean = layer(x, *mu)
     off = [None if s is None else value - m for value, m, s in zip(drawn, mu, sigma, strict=True)]
     weight = torch.zeros_like(mu[0]) if off[0] is None else off[0]
-    channels = -1 if x.ndim == 2 or len(x.shape) == len(mean.shape) and weight.ndim == 2 else 1
-    return mean + layer(x * _signs(x, channels), weight, off[1]) * _signs(mean, channels)
+    is_image = weight.ndim > 2
+    return mean + layer(x * _signs(x, is_image), weight, off[1]) * _signs(mean, is_image)
 
 
-def _signs(like: Tensor, channels: int) -> Tensor:
+def _signs(like: Tensor, is_image: bool) -> Tensor:
     """-1 or 1 for each row and channel; those of an image are shared over its pixels."""
-    shape = like.shape if channels == -1 else (*like.shape[:2], *[1] * (like.ndim - 2))
+    shape = (*like.shape[:2], *[1] * (like.ndim - 2)) if is_image else like.shape
     return 1.0 - 2.0 * (torch.rand(shape, dtype=like.dtype, device=like.device) < 0.5).to(like.dtype)
 
 
@@ -174,10 +174,7 @@ def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None
     count = len((w or b).value)
     rows = _parts(x.flatten(0, -2), count, x.shape[-2] // count)  # [S, rows, in]
     weight = weight if w else weight.expand(count, *weight.shape)
-    if bias is None:
-        product = torch.bmm(rows, weight.mT)
-    else:
-        product = torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)
+    product = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)
     return _together(product, x.shape[-2] // count).reshape(*x.shape[:-1], product.shape[-1])
 
 
