@@ -9,7 +9,7 @@ from ._version import __version__
 # The public names by the module each is in. Torch and Pyro take seconds to load, so they wait for the first use.
 _NAMES = {
     "annealing": "Schedule anneal constant cyclical linear",
-    "bayes": "BayesianWeights generative",
+    "bayes": "SWAG BayesianWeights generative laplace",
     "callbacks": "Callback JSONLines ProgressBar TensorBoard",
     "checkpoint": "CheckpointError load_checkpoint load_weights",
     "comparison": "compare compare_training",
@@ -17,8 +17,9 @@ _NAMES = {
     "conditionals": "",  # used as pyro_lvae.conditionals.Normal
     "contract": "ContractError check",
     "data": "DataError Dataset load",
-    "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo elbo encode interpolate kl_per_layer "
-    "log_likelihood manifold posterior_activity reconstruct sample_prior summarize",
+    "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration elbo encode interpolate "
+    "kl_per_layer log_likelihood manifold posterior_activity predictive_log_likelihood prune reconstruct sample_prior "
+    "signal_to_noise summarize",
     "inference_data": "to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear

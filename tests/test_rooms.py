@@ -23,7 +23,6 @@ ROOMS = [
         "contract",
         "annealing",
         "objectives",
-        "bayes",
     ),
     *(
         "optim",
@@ -33,6 +32,7 @@ ROOMS = [
         "results",
         "checkpoint",
         "callbacks",
+        "bayes",
         "loop",
         "train",
         "evaluate",

@@ -1,17 +1,22 @@
 """Evaluation of any structure, from its traces."""
 
 from .annealed import Bracket, ais_log_likelihood, bidirectional_monte_carlo, check_annealable
+from .calibration import Calibration, calibration, reliability
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
 from .likelihood import elbo, log_likelihood, refuse_global_sites
 from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior
 from .summary import summarize
+from .weights import Predictive, predictive_log_likelihood, prune, signal_to_noise
 
 __all__ = [
     "Activity",
     "Bracket",
+    "Calibration",
+    "Predictive",
     "active_units",
     "ais_log_likelihood",
     "bidirectional_monte_carlo",
+    "calibration",
     "check_annealable",
     "elbo",
     "encode",
@@ -22,8 +27,12 @@ __all__ = [
     "planar_layer",
     "posterior_activity",
     "posterior_samples",
+    "predictive_log_likelihood",
+    "prune",
     "reconstruct",
     "refuse_global_sites",
+    "reliability",
     "sample_prior",
+    "signal_to_noise",
     "summarize",
 ]

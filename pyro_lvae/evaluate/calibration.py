@@ -1,0 +1,89 @@
+"""Whether a likelihood says how sure it is: predicted probabilities against frequencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..traces import evaluating, ledger
+from .chunks import check_rows
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted probabilities and the frequencies that were found, bin by bin, `[bins]` each; empty bins are NaN.
+
+    Attributes:
+        predicted: mean of the predictions in a bin.
+        observed: how often it came true.
+        count: predictions in the bin.
+    """
+
+    predicted: Tensor
+    observed: Tensor
+    count: Tensor
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean of |predicted - observed| over all predictions."""
+        gaps = (self.predicted - self.observed).abs().nan_to_num()
+        return (gaps * self.count / self.count.sum()).sum().item()
+
+
+def reliability(probabilities: Tensor, outcomes: Tensor, num_bins: int = 15) -> Calibration:
+    """Probabilities in [0, 1] of events, and whether each came true, in bins of equal width (Guo et al. 2017, eq. 3).
+
+    For a classifier, give the largest probability of each row, and whether that class was right.
+    """
+    if probabilities.shape != outcomes.shape or num_bins < 1:
+        raise ValueError(
+            f"probabilities of shape {tuple(probabilities.shape)}, outcomes of {tuple(outcomes.shape)}, {num_bins} "
+            "bins; expected one outcome each, and at least one bin"
+        )
+    p, outcomes = probabilities.detach().flatten().double(), outcomes.detach().flatten().double()
+    bins = (p * num_bins).long().clamp(0, num_bins - 1)
+    count = torch.bincount(bins, minlength=num_bins)
+    sums = [torch.bincount(bins, weights=w, minlength=num_bins) for w in (p, outcomes)]
+    return Calibration(sums[0] / count, sums[1] / count, count)
+
+
+def calibration(
+    draws: Iterable[nn.Module], x: Tensor, num_samples: int = 10, *, y: Tensor | None = None, num_bins: int = 15
+) -> Calibration:
+    """How well p(x_d | z), with z from the guide, averaged over z and weights, foretells each entry of `x`.
+
+    Of binary entries: the probability of a 1 against its frequency. Of continuous ones: the probability F(x_d) of
+    falling below the value that came, whose distribution should be uniform; then `predicted` are the levels, and
+    `observed` how often F lay below.
+
+    Args:
+        draws: structures with their weights put in; `[structure]` for a plain one.
+        x: held-out data `[N, D]`.
+        num_samples: draws of z for each datum and structure.
+        num_bins: bins, or levels.
+    """
+    parts = [_predicted(structure, x, y, num_samples) for structure in draws]
+    if not parts:
+        raise ValueError("there are no draws; give at least one structure with its weights")
+    p, is_binary = torch.stack([part for part, _ in parts]).mean(0), parts[0][1]
+    if is_binary:
+        return reliability(p, x > 0.5, num_bins)
+    levels = (torch.arange(num_bins, dtype=torch.double) + 1) / (num_bins + 1)
+    observed = torch.stack([(p <= level).double().mean() for level in levels])
+    return Calibration(levels, observed.cpu(), torch.full((num_bins,), p.numel()))
+
+
+def _predicted(structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: int) -> tuple[Tensor, bool]:
+    """Mean over z of the probability of a 1, or of F(x): `[N, D]`; and which of the two it is."""
+    x, y = check_rows(structure, x, y)
+    args = (x,) if y is None else (x, y)
+    total, support = torch.zeros_like(x), None
+    with evaluating(structure):
+        for _ in range(num_samples):
+            p = ledger(structure.model, structure.guide, *args)["x"].p
+            support = getattr(p, "base_dist", p).support
+            total += p.mean if support.is_discrete else p.base_dist.cdf(x)
+    return total / num_samples, support.is_discrete
