@@ -26,9 +26,9 @@ def laplace(
 
         q(w_i) = N(w_i^MAP, 1 / (N F_i + 1/s_i^2)),  F_i = 1/B sum_b (d log p(x~_b | z_b, w) / dw_i)^2
 
-    with z_b from the guide and x~_b drawn from the model, which makes F the Fisher information of the
-    likelihood, the diagonal of the Gauss-Newton matrix. Weights of the guide alone have F = 0 and keep the prior's width:
-    leave them points (`where=generative(structure, x)`).
+    with z_b from the guide and x~_b drawn from the model, which makes F the Fisher information of the likelihood,
+    the diagonal of the Gauss-Newton matrix. Weights of the guide alone have F = 0 and keep the prior's width: leave
+    them points (`where=generative(structure, x)`).
 
     Args:
         bayesian: trained, usually with `posterior=Delta`; priors must be `Normal`. Not changed.

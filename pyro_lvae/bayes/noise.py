@@ -90,11 +90,13 @@ class ManyWeights(TorchFunctionMode):
 
     Args:
         drawn: the weights that are in use.
+        batch: B.
     """
 
-    def __init__(self, drawn: list[Drawn]):
+    def __init__(self, drawn: list[Drawn], batch: int):
         super().__init__()
         self.drawn = {id(d.value): d for d in drawn}
+        self.batch = batch
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -102,7 +104,7 @@ class ManyWeights(TorchFunctionMode):
             x, weight, bias, args, kwargs = _read(args, kwargs)
             many = [self.drawn.get(id(t)) for t in (weight, bias)]
             if any(many):
-                return _many(func, x, weight, bias, many, args, kwargs)
+                return _many(func, x, weight, bias, many, self.batch, args, kwargs)
             return func(x, weight, bias, *args, **kwargs)
         if func not in _HARMLESS:
             self._refuse(func, args, kwargs)
@@ -164,21 +166,21 @@ def _tiny(t: Tensor) -> float:
     return torch.finfo(t.dtype).tiny ** 0.5  # the root of 0 has no gradient
 
 
-def _many(func, x: Tensor, weight: Tensor, bias: Tensor | None, many, args, kwargs) -> Tensor:
+def _many(func, x: Tensor, weight: Tensor, bias: Tensor | None, many, batch: int, args, kwargs) -> Tensor:
     if func is F.linear:
-        return _many_linear(x, weight, bias, *many)
-    return _many_convolution(func, x, weight, bias, many, args, kwargs)
+        return _many_linear(x, weight, bias, *many, batch)
+    return _many_convolution(func, x, weight, bias, many, batch, args, kwargs)
 
 
-def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None, b: Drawn | None) -> Tensor:
+def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None, b: Drawn | None, batch: int):
     count = len((w or b).value)
-    rows = _parts(x.flatten(0, -2), count, x.shape[-2] // count)  # [S, rows, in]
+    rows = _parts(x.flatten(0, -2), count, batch)  # [S, rows, in]
     weight = weight if w else weight.expand(count, *weight.shape)
     product = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)
-    return _together(product, x.shape[-2] // count).reshape(*x.shape[:-1], product.shape[-1])
+    return _together(product, batch).reshape(*x.shape[:-1], product.shape[-1])
 
 
-def _many_convolution(func, x, weight, bias, many, args, kwargs) -> Tensor:
+def _many_convolution(func, x, weight, bias, many, batch: int, args, kwargs) -> Tensor:
     """S convolutions as S groups of one."""
     w, b = many
     count = len((w or b).value)
@@ -189,7 +191,6 @@ def _many_convolution(func, x, weight, bias, many, args, kwargs) -> Tensor:
     given["groups"] = given.get("groups", 1) * count
     weight = (weight if w else weight.expand(count, *weight.shape)).flatten(0, 1)
     bias = bias if bias is None else (bias if b else bias.expand(count, *bias.shape)).flatten()
-    batch = len(x) // count
     rows = _parts(x, count, batch)  # [S, rows, C, ...]
     found = func(rows.transpose(0, 1).flatten(1, 2), weight, bias, **given)
     return _together(found.unflatten(1, (count, -1)).transpose(0, 1), batch)
@@ -197,7 +198,7 @@ def _many_convolution(func, x, weight, bias, many, args, kwargs) -> Tensor:
 
 def _parts(x: Tensor, count: int, batch: int) -> Tensor:
     """`[K S B, ...]` as `[S, K B, ...]`."""
-    if batch == 0 or len(x) % (count * batch):
+    if len(x) % (count * batch):
         raise ValueError(
             f"{len(x)} rows reach a layer of which there are {count} draws of the weights: each draw needs the rows "
             "of the data. Use num_weights=1, or leave that layer out of where"

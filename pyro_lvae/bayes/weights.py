@@ -151,7 +151,7 @@ class BayesianWeights(nn.Module):
     def _handler(self, weights: dict[str, Tensor], rows: int):
         """What the structure runs under: nothing, where plain weights do."""
         if many := [Drawn(n, w) for n, w in weights.items() if w.ndim > self.prior(n).event_dim]:
-            return ManyWeights(many)
+            return ManyWeights(many, rows // self.num_weights)
         own = [d for d in self._drawn if weights[d.name] is d.value]  # not those that were given from outside
         if self.noise != "shared" and self.training and own:
             return LayerNoise(own, rows, self.noise)

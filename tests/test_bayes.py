@@ -1,0 +1,637 @@
+"""Posteriors over weights: against conjugate answers, NUTS, hand-written sums and draws one at a time, in float64."""
+
+import copy
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from test_compile import check_equal, traced_only  # noqa: F401
+from torch import nn
+from torch.distributions import MultivariateNormal, kl_divergence
+from torch.nn import functional as F
+
+from pyro_lvae import (
+    IWAE,
+    SWAG,
+    VAE,
+    AnalyticELBO,
+    BayesianWeights,
+    Dataset,
+    SampledELBO,
+    check,
+    elbo,
+    fit,
+    generative,
+    laplace,
+    ledger,
+    log_likelihood,
+    predictive_log_likelihood,
+    prune,
+    signal_to_noise,
+)
+from pyro_lvae.annealing import subsample
+from pyro_lvae.bayes import POSTERIORS, PRIORS, posteriors, priors
+from pyro_lvae.bayes.distributions import DiagonalNormal, Draws, LowRankNormal, MatrixNormal
+from pyro_lvae.bayes.noise import Drawn, LayerNoise, ManyWeights
+from pyro_lvae.compile import Step
+from pyro_lvae.evaluate.calibration import calibration, reliability
+from pyro_lvae.optim import FusedAdam
+from pyro_lvae.traces import log_densities
+
+NOISES = ("shared", "local_reparameterization", "flipout")
+IN, NOISE = 3, 0.5
+
+
+class Regression(nn.Module):
+    """x = c W^T + N(0, 0.5^2) for given inputs c, which stand as y: W has a conjugate posterior."""
+
+    def __init__(self, outputs: int = 1):
+        super().__init__()
+        self.linear = nn.Linear(IN, outputs, bias=False, dtype=torch.double)
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(self.linear(y), NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        pass
+
+
+@pytest.fixture
+def regression():
+    """Data of a regression, with the exact posterior mean and covariance of W under N(0, 1), and log p(x)."""
+    c = torch.randn(20, IN).double() * torch.tensor([1.0, 0.5, 0.2]).double()
+    x = c @ torch.tensor([[1.0], [-0.5], [0.3]]).double() + NOISE * torch.randn(20, 1).double()
+    precision = torch.eye(IN).double() + c.T @ c / NOISE**2
+    mean = torch.linalg.solve(precision, c.T @ x / NOISE**2)
+    evidence = MultivariateNormal(torch.zeros(20).double(), NOISE**2 * torch.eye(20).double() + c @ c.T)
+    return x, c, mean.T, torch.linalg.inv(precision), evidence.log_prob(x[:, 0])
+
+
+def _flat(fn, value):
+    return fn.event_shape.numel(), value.flatten(-len(fn.event_shape))
+
+
+def _gaussians():
+    a, b = torch.randn(4, 4).double().tril(), torch.randn(6, 6).double().tril()
+    for m in (a, b):
+        m.diagonal().abs_().add_(0.3)
+    loc = torch.randn(4, 3, 2).double()
+    factor, scale = torch.randn(24, 2).double(), torch.rand(4, 3, 2).double() + 0.2
+    yield DiagonalNormal(loc, scale), scale.flatten().square().diag()
+    yield LowRankNormal(loc, scale, factor), scale.flatten().square().diag() + factor @ factor.T
+    yield MatrixNormal(loc, a, b), torch.kron(a @ a.T, b @ b.T)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_gaussians_over_tensors(which):
+    """Densities, entropies and marginal variances against the dense covariance; KLs against the dense formula."""
+    q, covariance = list(_gaussians())[which]
+    dense = MultivariateNormal(q.mean.flatten(), covariance)
+    value = q.rsample((5,))
+    torch.testing.assert_close(q.log_prob(value), dense.log_prob(value.flatten(1)))
+    torch.testing.assert_close(q.entropy(), dense.entropy())
+    torch.testing.assert_close(q.variance.flatten(), covariance.diagonal())
+    p = dist.Normal(0.3 * torch.ones(4, 3, 2).double(), 0.7).to_event(3)
+    other = MultivariateNormal(torch.full((24,), 0.3).double(), 0.49 * torch.eye(24).double())
+    torch.testing.assert_close(kl_divergence(q, p), kl_divergence(dense, other))
+    torch.testing.assert_close(kl_divergence(Draws(q, 3), Draws(p, 3)), 3 * kl_divergence(dense, other))
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_draws_of_gaussians_have_their_covariance(which):
+    """5 sigma in each of 300 entries: one failure in some 5,000 seeds."""
+    q, covariance = list(_gaussians())[which]
+    w = q.rsample((40_000,)).flatten(1)
+    products = torch.einsum("ni,nj->nij", w - q.mean.flatten(), w - q.mean.flatten())
+    assert ((products.mean(0) - covariance).abs() < 5.5 * products.std(0) / 200).all()
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_kl_to_a_laplace_prior(which):
+    """Against the mean of 200,000 draws, 5 standard errors."""
+    q, _ = list(_gaussians())[which]
+    p = dist.Laplace(torch.zeros(4, 3, 2).double(), 0.5).to_event(3)
+    w = q.rsample((100_000,))
+    found = q.log_prob(w) - p.log_prob(w)
+    assert (kl_divergence(q, p) - found.mean()).abs() < 5 * found.std() / math.sqrt(len(found))
+
+
+@pytest.mark.parametrize("posterior", [partial(posteriors.LowRank, rank=IN), posteriors.MatrixNormal])
+def test_at_the_exact_posterior_every_draw_gives_the_evidence(posterior, regression):
+    """log p(x, w) - log q(w) is then log p(x), whatever w was drawn."""
+    x, c, mean, covariance, evidence = regression
+    b = BayesianWeights(Regression(), posterior=posterior)
+    q = b.posterior("linear.weight")
+    root = torch.linalg.cholesky(covariance)
+    with torch.no_grad():
+        q.mu.copy_(mean)
+        if isinstance(q, posteriors.MatrixNormal):
+            q.rows.rho.fill_(math.log(math.expm1(1)))
+            q.columns.below.copy_(root)
+            q.columns.rho.copy_(torch.log(torch.expm1(root.diagonal())))
+        else:
+            smallest = 0.9 * torch.linalg.eigvalsh(covariance)[0]
+            q.rho.fill_(torch.log(torch.expm1(smallest.sqrt())))
+            q.factor.copy_(torch.linalg.cholesky(covariance - smallest * torch.eye(IN).double()))
+    sites = ledger(b.model, b.guide, x, c)
+    sampled = sites.local_log_weight().sum() + sum(s.log_ratio for s in sites.global_sites.values())
+    torch.testing.assert_close(sampled, evidence)
+    expected = evidence + kl_divergence(sites["weights.linear.weight"].q, sites["weights.linear.weight"].p)
+    data = torch.stack([ledger(b.model, b.guide, x, c).local_log_weight().sum() for _ in range(500)])
+    assert (data.mean() - expected).abs() < 5 * data.std() / math.sqrt(500)  # 5 standard errors
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_training_finds_the_conjugate_posterior(noise, regression):
+    """The best independent Normal has the exact means, and 1 / sqrt of the precision's diagonal as sigma."""
+    x, c, mean, covariance, _ = regression
+    b = BayesianWeights(Regression(), noise=noise)
+    _train(b, (x, c), 800)
+    q = b.posterior("linear.weight")
+    torch.testing.assert_close(q.mu.detach(), mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        q.sigma.detach()[0], torch.linalg.inv(covariance).diagonal().rsqrt(), atol=0.02, rtol=0.05
+    )
+
+
+def _train(b, args, steps, lr=0.05):
+    step, adam = Step(b, SampledELBO(), size=len(args[0])), FusedAdam(b.parameters(), lr=lr)
+    for i in range(steps):
+        adam.param_groups[0]["lr"] = lr * (1 - i / steps)
+        beta = dict.fromkeys([*(f"weights.{n}" for n in b.names), "z1"], 1.0)
+        step(args, beta)
+        adam.step()
+
+
+def test_nuts_on_the_model_agrees_with_the_conjugate_posterior(regression):
+    """`BayesianWeights.model` is an ordinary Pyro model: 300 draws, means within 5 standard errors of 100."""
+    x, c, mean, covariance, _ = regression
+    b = BayesianWeights(Regression()).eval()
+    mcmc = MCMC(NUTS(b.model), num_samples=300, warmup_steps=100, disable_progbar=True)
+    mcmc.run(x, c)
+    w = mcmc.get_samples()["weights.linear.weight"][:, 0]
+    sd = covariance.diagonal().sqrt()
+    assert ((w.mean(0) - mean[0]).abs() < 5 * sd / 10).all()  # NUTS gives at least 100 effective draws of 300
+    assert ((w.std(0) / sd).log().abs() < 0.3).all()
+
+
+class Factor(nn.Module):
+    """x = w z + N(0, 0.5^2), one factor z ~ N(0, 1); the guide is linear in x."""
+
+    def __init__(self, x_dim):
+        super().__init__()
+        self.decoder = nn.Linear(1, x_dim, bias=False, dtype=torch.double)
+        self.encoder = nn.Linear(x_dim, 1, bias=False, dtype=torch.double)
+        self.log_tau = nn.Parameter(torch.zeros(1).double())
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), NOISE).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", dist.Normal(self.encoder(x), self.log_tau.exp()).to_event(1))
+
+
+def _coordinate_ascent(x, w):
+    """The optimum of the same bound by alternating closed forms: means and variances of w, and variance of z."""
+    m, s2 = w.clone(), torch.full_like(w, 0.01)
+    for _ in range(500):
+        tau2 = 1 / (1 + (m.square() + s2).sum() / NOISE**2)
+        mu = tau2 * x @ m / NOISE**2
+        s2 = torch.full_like(w, 1) / (1 + (mu.square() + tau2).sum() / NOISE**2)
+        m = s2 * (x * mu[:, None]).sum(0) / NOISE**2
+    return m, s2, tau2
+
+
+@pytest.mark.parametrize("noise", ["shared", "local_reparameterization"])
+def test_a_bayesian_factor_model_finds_what_coordinate_ascent_finds(noise):
+    w = torch.tensor([1.0, -0.8, 0.5, 0.2]).double()
+    x = torch.randn(60, 1).double() * w + NOISE * torch.randn(60, 4).double()
+    b = BayesianWeights(Factor(4), where="decoder", noise=noise)
+    _train(b, (x,), 1200, lr=0.03)
+    q = b.posterior("decoder.weight")
+    m, s2, tau2 = _coordinate_ascent(x, q.mu.detach()[:, 0])  # from the same of the two signs
+    torch.testing.assert_close(q.mu.detach()[:, 0], m, atol=0.03, rtol=0)
+    torch.testing.assert_close(q.sigma.detach()[:, 0], s2.sqrt(), atol=0, rtol=0.1)
+    torch.testing.assert_close(b.structure.log_tau.detach().exp()[0], tau2.sqrt(), atol=0, rtol=0.05)
+
+
+def _gradients(b, x, c, repeats):
+    """`[repeats, parameters]` of mu and rho."""
+    step, found = Step(b, SampledELBO(), size=len(x)), []
+    for _ in range(repeats):
+        step((x, c), {"weights.linear.weight": 1.0})
+        found.append(torch.cat([p.grad.flatten() for p in b.parameters()]))
+    return torch.stack(found)
+
+
+def test_gradients_are_unbiased_and_ordered_in_variance(regression):
+    """Against the exact gradient, 5 standard errors (one failure in some 100,000 seeds); local < flipout < shared."""
+    x, c, *_ = regression
+    total = {}
+    for noise in NOISES:
+        torch.manual_seed(0)
+        b = BayesianWeights(Regression(), posterior=partial(posteriors.MeanField, sigma=0.5), noise=noise)
+        found = _gradients(b, x, c, 1000)
+        exact = torch.cat([g.flatten() for g in _exact_gradient(b.posterior("linear.weight"), x, c)])
+        assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / math.sqrt(1000)).all()
+        total[noise] = found.var(0).sum()
+    assert total["local_reparameterization"] < total["flipout"] < total["shared"]
+
+
+def _exact_gradient(q, x, c):
+    mu, rho = q.mu.detach().requires_grad_(), q.rho.detach().requires_grad_()
+    s2 = F.softplus(rho).square()
+    fit = ((x - c @ mu.T).square().sum() + (c.square() @ s2.T).sum()) / (2 * NOISE**2)
+    kl = 0.5 * (s2 + mu.square() - 1 - s2.log()).sum()
+    return torch.autograd.grad((fit + kl) / len(x), (mu, rho))
+
+
+LAYERS = {
+    "linear": (F.linear, (5, 6), (4, 6), {}),
+    "conv1d": (F.conv1d, (5, 4, 7), (6, 4, 3), {"padding": 1}),
+    "conv2d": (F.conv2d, (5, 4, 7, 6), (6, 2, 3, 3), {"stride": 2, "groups": 2}),
+    "conv_transpose2d": (F.conv_transpose2d, (5, 4, 3, 3), (4, 6, 3, 3), {"stride": 2, "output_padding": 1}),
+}
+
+
+def _layer(name):
+    layer, x, weight, options = LAYERS[name]
+    out = weight[1] if "transpose" in name else weight[0]
+    given = [torch.randn(*shape).double() for shape in (x, weight, (out,))]
+    return layer, *given, options
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("lead", [(), (3,)], ids=["rows", "particles"])
+def test_several_weights_in_one_batched_product(name, lead):
+    """The S parts of the rows each meet their own weights, as in a loop."""
+    layer, x, weight, bias, options = _layer(name)
+    s = 3
+    weights, biases = torch.randn(s, *weight.shape).double(), torch.randn(s, *bias.shape).double()
+    rows = torch.randn(*lead, s * 5, *x.shape[1:]).double()
+    if name != "linear":  # networks flatten leading dims before a convolution
+        rows = rows.flatten(0, len(lead))
+    for w, b in ((weights, biases), (weights, None), (weights, bias), (weight, biases)):
+        drawn = [Drawn("w", t) for t in (w, b) if t is not None and t is not weight and t is not bias]
+        with ManyWeights(drawn, 5):
+            found = layer(rows, w, b, **options)
+        parts = rows.reshape(*lead, s, 5, *x.shape[1:])
+        for i in range(s):
+            wi = w if w is weight else w[i]
+            bi = b if b is None or b is bias else b[i]
+            part = parts[..., i, :, :] if name == "linear" else parts.select(len(lead), i).flatten(0, len(lead))
+            expected = layer(part, wi, bi, **options)
+            mine = found.reshape(*lead, s, 5, *found.shape[1 + len(lead) :]) if name == "linear" else None
+            mine = mine[..., i, :, :] if name == "linear" else _part(found, lead, s, i)
+            torch.testing.assert_close(mine, expected)
+
+
+def _part(found, lead, s, i):
+    return found.reshape(*lead, s, 5, *found.shape[1:]).select(len(lead), i).flatten(0, len(lead))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("noise", NOISES[1:])
+def test_noise_of_a_layer_has_the_moments_of_its_weights(name, noise):
+    """Mean and variance of every output over 4,000 draws, 5.5 standard errors: one failure in some 10,000 seeds."""
+    layer, x, mu, bias_mu, options = _layer(name)
+    sigma, bias_sigma = 0.3 * torch.rand_like(mu), 0.3 * torch.rand_like(bias_mu)
+    variance = layer(x.square(), sigma.square(), bias_sigma.square(), **options)
+    outputs = []
+    for _ in range(4000):
+        w, b = (m + s * torch.randn_like(m) for m, s in ((mu, sigma), (bias_mu, bias_sigma)))
+        with LayerNoise([Drawn("w", w, mu, sigma), Drawn("b", b, bias_mu, bias_sigma)], len(x), noise):
+            outputs.append(layer(x, w, b, **options))
+    off = torch.stack(outputs) - layer(x, mu, bias_mu, **options)
+    assert (off.mean(0).abs() < 5.5 * (variance / 4000).sqrt()).all()
+    squares = off.square()
+    assert ((squares.mean(0) - variance).abs() < 5.5 * squares.std(0) / math.sqrt(4000)).all()
+    rows = off.flatten(2)  # with noise of its own, a datum does not follow another's
+    follow = (rows[:, 0] * rows[:, 1]).mean(0) / (rows[:, 0].std(0) * rows[:, 1].std(0))
+    assert follow.abs().max() < 0.1
+
+
+def test_a_weight_used_twice_is_refused():
+    w, x = torch.randn(4, 4), torch.randn(3, 4)
+    with LayerNoise([Drawn("twice", w, w, w.abs())], 3, "flipout"):
+        F.linear(x, w)
+        with pytest.raises(ValueError, match="'twice' is used twice"):
+            F.linear(x, w)
+
+
+def test_rows_that_are_not_data_take_the_shared_draw():
+    w, x = torch.randn(4, 4), torch.randn(6, 3, 4)
+    with LayerNoise([Drawn("w", w, w + 1, w.abs())], 3, "flipout"):
+        torch.testing.assert_close(F.linear(x, w), x @ w.T)
+
+
+def vae(**options):
+    return VAE(12, 3, 8, num_hidden=1, batch_norm=False, **options).double()
+
+
+def test_several_draws_of_the_weights_each_see_the_whole_batch(x):
+    """Row by row, the densities are those of the structure with that draw put in."""
+    b = BayesianWeights(vae(), num_weights=3)
+    x = x.double()
+    sites = ledger(b.model, b.guide, x, num_particles=2)
+    drawn = {n: sites[f"weights.{n}"].value for n in b.names}
+    for s in range(3):
+        structure = b.put({n: w[s] for n, w in drawn.items()})
+        rows = slice(s * len(x), (s + 1) * len(x))
+        z = sites["z1"].value[:, rows]
+        torch.testing.assert_close(
+            log_densities(structure.model, {"z1": z}, x, num_particles=2)["x"], sites["x"].log_p[:, rows]
+        )
+        torch.testing.assert_close(
+            log_densities(structure.guide, {"z1": z}, x, num_particles=2)["z1"], sites["z1"].log_q[:, rows]
+        )
+
+
+@pytest.mark.parametrize("num_weights", [1, 3])
+@pytest.mark.parametrize("make", [SampledELBO, AnalyticELBO, lambda: IWAE(2)])
+def test_the_kl_of_the_weights_counts_once(num_weights, make, x):
+    """N/B sum of the data's part, less the closed-form KL once, times its beta."""
+    b, x = BayesianWeights(vae(), num_weights=num_weights), x.double()
+    losses = []
+    for beta in (1.0, 3.0):
+        torch.manual_seed(4)
+        loss, _ = Step(b, make(), size=70)((x,), {f"weights.{n}": beta for n in b.names} | {"z1": 1.0})
+        losses.append(loss)
+    kl = sum(kl_divergence(b.posterior(n)(), b.prior(n)("")) for n in b.names)
+    torch.testing.assert_close(losses[1] - losses[0], 2 * kl.detach() / 70)
+    assert losses[0] > kl / 70
+
+
+def test_fit_anneals_weights_apart_from_latents(tiny):
+    b = BayesianWeights(VAE(12, 3, 8))
+    history = fit(b, tiny, epochs=1, beta={"z*": 0.5, "weights.*": 0.25}, callbacks=())
+    assert history[0].beta["z1"] == 0.5
+    assert {v for n, v in history[0].beta.items() if n.startswith("weights.")} == {0.25}
+    with pytest.raises(ValueError, match="beta names \\['wieghts"):
+        fit(b, tiny, epochs=1, beta={"wieghts.*": 0.25}, callbacks=())
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=lambda c: c.__name__)
+def test_every_prior_with_every_posterior(prior, posterior, x):
+    b, x = BayesianWeights(vae(), prior=prior, posterior=posterior), x.double()
+    check(b, x)
+    for estimator in (SampledELBO(), IWAE(2)):
+        loss, norm = Step(b, estimator, size=50)(
+            (x,), dict.fromkeys(ledger(b.model, b.guide, x).latents, torch.tensor(1.0).double())
+        )
+        assert torch.isfinite(loss)
+        assert torch.isfinite(norm)
+        missing = [n for n, p in b.named_parameters() if p.grad is None]
+        assert not missing
+    assert isinstance(b.draw(), VAE)
+
+
+@pytest.mark.parametrize("prior", [partial(priors.Normal, learned=True, over_fan_in=True), priors.Horseshoe])
+def test_learned_scales_move_towards_the_weights(prior):
+    """Weights of 0.01 under a prior of scale 1: its scale falls."""
+    structure = vae()
+    for p in structure.parameters():
+        p.data.mul_(0.01 / p.data.abs().mean().clamp_min(1e-3))
+    b = BayesianWeights(structure, where="*.weight", prior=prior)
+    name = b.names[0]
+    parameter = b.prior(name).log_scale if hasattr(b.prior(name), "log_scale") else b.prior(name).tau.mu
+    before, x = parameter.item(), (torch.rand(20, 12) > 0.5).double()
+    _train_all(b, x)
+    assert parameter.item() < before - 0.1
+
+
+def _train_all(b, x):
+    names = list(ledger(b.model, b.guide, x).latents)
+    step, adam = Step(b, SampledELBO(), size=len(x)), FusedAdam(b.parameters(), lr=0.02)
+    for _ in range(30):
+        step((x,), dict.fromkeys(names, 1.0))
+        adam.step()
+
+
+def test_the_scale_mixture_is_blundells():
+    w = torch.randn(5, 4).double()
+    found = priors.ScaleMixture(w, 4, pi=0.25, scale_1=0.8, scale_2=0.1)("w").log_prob(w)
+    parts = [dist.Normal(0.0, s).log_prob(w).exp() for s in (0.8, 0.1)]
+    torch.testing.assert_close(found, (0.25 * parts[0] + 0.75 * parts[1]).log().sum())
+
+
+def test_where_chooses(x):
+    structure = VAE(12, 3, 8, num_hidden=1, batch_norm=False)
+    every = [n for n, _ in structure.named_parameters()]
+    assert BayesianWeights(structure).names == every
+    assert BayesianWeights(structure, "decoder").names == ["decoder.0.weight", "decoder.0.bias"]
+    assert set(BayesianWeights(structure, ["*.bias", "likelihood"]).names) == {
+        n for n in every if n.endswith("bias") or n.startswith("likelihood")
+    }
+    assert BayesianWeights(structure, lambda n, p: p.ndim > 1).names == [n for n in every if n.endswith("weight")]
+    theta = generative(structure, x)
+    assert set(theta) == {n for n in every if n.startswith(("decoder", "likelihood"))}
+    b = BayesianWeights(structure, theta)
+    points = {n for n, _ in b.structure.named_parameters()}
+    assert points == set(every) - set(theta)
+
+
+def test_the_structure_is_left_alone_and_comes_back(x):
+    structure = VAE(12, 3, 8)
+    before = copy.deepcopy(structure.state_dict())
+    b = BayesianWeights(structure, posterior=partial(posteriors.MeanField, sigma=1e-6))
+    fit(b, Dataset("d", x, x), epochs=1, callbacks=())
+    for name, value in before.items():
+        assert torch.equal(structure.state_dict()[name], value)
+    c = BayesianWeights(structure, posterior=partial(posteriors.MeanField, sigma=1e-6))
+    for back in (c.mean(), c.draw()):
+        assert type(back) is VAE
+        for name, value in structure.named_parameters():
+            torch.testing.assert_close(dict(back.named_parameters())[name], value, atol=1e-4, rtol=0)
+
+
+def test_weights_given_from_outside_are_used(x):
+    """`poutine.condition` on the model, as on any Pyro model; no noise is added to them."""
+    b, x = BayesianWeights(vae(), noise="flipout"), x.double()
+    given = {f"weights.{n}": b.posterior(n).mean.detach() for n in b.names}
+    ledger(b.model, b.guide, x)
+    sites = ledger(poutine.condition(b.model, data=given), poutine.block(b.guide, hide=list(given)), x)
+    expected = log_densities(b.mean().model, {"z1": sites["z1"].value[None]}, x, num_particles=1)["x"][0]
+    torch.testing.assert_close(sites["x"].log_p, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(where="decodr"), "where names 'decodr', which fits none"),
+        (dict(where=lambda n, p: False), "where chooses none"),
+        (dict(noise="local"), "noise is 'local'; expected one of 'shared'"),
+        (dict(num_weights=0), "num_weights=0"),
+        (dict(num_weights=2, noise="flipout"), "several draws need noise='shared'"),
+        (dict(noise="flipout", posterior=posteriors.LowRank), "needs independent Normal entries"),
+        (dict(posterior=partial(posteriors.MeanField, sigma=0.0)), "sigma is 0.0"),
+        (dict(prior=partial(priors.Normal, scale=-1.0)), "scale is -1.0"),
+        (dict(prior=partial(priors.ScaleMixture, pi=1.5)), "pi must lie between"),
+        (dict(posterior=partial(posteriors.LowRank, rank=0)), "rank is 0"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        BayesianWeights(vae(), **options)
+
+
+def test_recurrent_layers_are_refused():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.GRU(3, 4)
+
+    with pytest.raises(ValueError, match="of a recurrent layer"):
+        BayesianWeights(Recurrent())
+
+
+def test_batch_norm_cannot_take_several_draws(x):
+    b = BayesianWeights(VAE(12, 3, 8), num_weights=2)
+    with pytest.raises(ValueError, match=r"'.*\.1\.weight' goes into batch_norm"):
+        ledger(b.model, b.guide, x)
+    ledger(*_pair(BayesianWeights(VAE(12, 3, 8), lambda n, p: p.ndim > 1, num_weights=2)), x)
+
+
+def _pair(b):
+    return b.model, b.guide
+
+
+@pytest.mark.parametrize(
+    "options", [dict(noise="flipout"), dict(num_weights=2), dict(prior=priors.Horseshoe, posterior=posteriors.LowRank)]
+)
+def test_traced_step(options, x, traced_only):  # noqa: F811
+    check_equal(BayesianWeights(vae(), **options), x.double(), SampledELBO(), 10, size=100)
+
+
+def test_subsampling_scales_the_copies_of_a_batch(x):
+    """N/B, whatever the number of draws: rows * scale is N."""
+    b = BayesianWeights(vae(), num_weights=3)
+    with subsample(70):
+        assert ledger(b.model, b.guide, x.double()).rows == pytest.approx(70)
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def test_predictive_log_likelihood_averages_over_weights(x):
+    b, x = BayesianWeights(vae(), posterior=partial(posteriors.MeanField, sigma=0.3)), x.double()
+    draws = [b.draw() for _ in range(4)]
+    torch.manual_seed(5)
+    found = predictive_log_likelihood(draws, x, 50)
+    torch.manual_seed(5)
+    each = torch.stack([log_likelihood(d, x, 50, compile=False) for d in draws])
+    torch.testing.assert_close(found.log_likelihoods, each)
+    torch.testing.assert_close(found.averaged, each.exp().mean(0).log())
+    torch.testing.assert_close(found.conditional, each.mean(0))
+    assert (found.averaged >= found.conditional).all()
+    assert ((found.effective_draws >= 1) & (found.effective_draws <= 4 + 1e-9)).all()
+    torch.testing.assert_close(found.waic, each.mean(0) - each.var(0))
+    with pytest.raises(ValueError, match="there are no draws"):
+        predictive_log_likelihood([], x)
+
+
+def test_pruning_removes_the_lowest_signal_to_noise():
+    b = BayesianWeights(vae())
+    with torch.no_grad():
+        for n in b.names:
+            b.posterior(n).rho.normal_()
+    ratios = torch.cat([r.flatten() for r in signal_to_noise(b).values()])
+    pruned = torch.cat([p.flatten() for p in _in_order(prune(b, 0.5), b)])
+    kept = torch.cat([b.posterior(n).mean.flatten() for n in b.names])
+    half = len(ratios) // 2
+    assert (pruned[ratios.argsort()[:half]] == 0).all()
+    torch.testing.assert_close(pruned[ratios.argsort()[half:]], kept[ratios.argsort()[half:]])
+    with pytest.raises(ValueError, match="fraction is 2"):
+        prune(b, 2)
+    with pytest.raises(ValueError, match="is a point"):
+        signal_to_noise(BayesianWeights(vae(), posterior=posteriors.Delta))
+
+
+def _in_order(structure, b):
+    named = dict(structure.named_parameters())
+    return [named[n] for n in b.names]
+
+
+def test_the_laplace_approximation_of_a_regression(regression):
+    """Its Fisher information is c^T c / noise^2 / B exactly; here from 1,200 gradients, within 30 %."""
+    _, c, *_ = regression
+    c = c.repeat(60, 1)
+    structure = Regression()
+    b = BayesianWeights(structure, posterior=posteriors.Delta, prior=partial(priors.Normal, scale=0.7))
+    q = laplace(b, c[:, :1], c, size=20).posterior("linear.weight")
+    exact = 1 / (20 * c.square().mean(0) / NOISE**2 + 1 / 0.7**2)
+    torch.testing.assert_close(q.sigma.detach()[0].square(), exact, rtol=0.3, atol=0)
+    torch.testing.assert_close(q.mu, b.posterior("linear.weight").mu)
+    with pytest.raises(ValueError, match="curvature of Normal priors"):
+        laplace(BayesianWeights(structure, prior=priors.Laplace), c[:, :1], c)
+
+
+def test_swag_has_the_moments_of_the_path():
+    structure, path = Regression(), torch.randn(8, IN).double()
+    swag = SWAG(structure, start=0, rank=3)
+    means = []
+    for i, w in enumerate(path, 1):
+        structure.linear.weight.data.copy_(w)
+        swag.collect()
+        means.append(path[:i].mean(0))
+    torch.testing.assert_close(swag.first, path.mean(0))
+    d = torch.stack([w - m for w, m in zip(path[-3:], means[-3:], strict=True)], 1)
+    covariance = 0.5 * path.var(0, correction=0).diag() + 0.5 * d @ d.T / 2
+    draws = torch.cat([swag.draw().linear.weight.detach() for _ in range(3000)])
+    off = draws - path.mean(0)
+    products = torch.einsum("ni,nj->nij", off, off)
+    assert ((products.mean(0) - covariance).abs() < 5 * products.std(0) / math.sqrt(3000)).all()
+
+
+def test_swag_watches_fit(tiny):
+    structure = VAE(12, 3, 8)
+    swag = SWAG(structure, start=1)
+    with pytest.raises(ValueError, match="has seen 0"):
+        swag.draw()
+    fit(structure, tiny, epochs=4, callbacks=[swag])
+    assert swag.count == 3
+    assert elbo(swag.draw(), tiny.x_test).shape == (15,)
+
+
+def test_reliability_by_hand():
+    found = reliability(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([0, 1, 1, 1]), 2)
+    torch.testing.assert_close(found.predicted, torch.tensor([0.15, 0.85]).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.observed, torch.tensor([0.5, 1.0]).double())
+    assert found.error == pytest.approx(0.5 * 0.35 + 0.5 * 0.15)
+
+
+class Decoder(nn.Module):
+    """p(x|z) that does not depend on z, of a given distribution."""
+
+    def __init__(self, fn):
+        super().__init__()
+        self.fn, self.z = fn, nn.Parameter(torch.zeros(()))
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", self.fn.expand([len(x), x.shape[1]]).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        pass
+
+
+@pytest.mark.parametrize("name", ["binary", "continuous"])
+def test_a_likelihood_that_made_the_data_is_calibrated(name):
+    """And one that did not is not."""
+    right, wrong = {
+        "binary": (dist.Bernoulli(0.3), dist.Bernoulli(0.6)),
+        "continuous": (dist.Normal(0.0, 1.0), dist.Normal(0.0, 3.0)),
+    }[name]
+    x = right.sample((500, 12))
+    assert calibration([Decoder(right)], x, 1).error < 0.02
+    assert calibration([Decoder(wrong)], x, 1).error > 0.1
