@@ -19,8 +19,8 @@ _NAMES = {
     "data": "DataError Dataset load",
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration elbo encode interpolate "
     "kl_per_layer log_likelihood manifold posterior_activity predictive_log_likelihood prune reconstruct sample_prior "
-    "signal_to_noise summarize",
-    "inference_data": "to_inference_data",
+    "signal_to_noise summarize weight_kl weight_summary",
+    "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear
     "objectives": "CIWAE GECO IWAE MIWAE PIWAE RWS STL TVO AnalyticELBO BetaELBO ConstrainedELBO DReG FreeBits "

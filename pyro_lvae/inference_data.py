@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
+from .bayes import BayesianWeights
+from .evaluate import elbo
 from .evaluate.chunks import check_rows
 from .results import Comparison
 from .traces import evaluating, ledger
@@ -40,6 +43,45 @@ def to_inference_data(structure: nn.Module, x: Tensor, num_samples: int = 100, *
         "observed_data": {"x": x.cpu().numpy()},
     }
     return _from_dict(groups)
+
+
+def weights_to_inference_data(
+    restarts: Sequence[BayesianWeights], x: Tensor, num_draws: int = 100, *, raw: bool = False
+):
+    """Draws of the weights of several trainings of one structure, a chain each, for ArviZ.
+
+    Group `posterior` holds, by parameter, the root mean square of its weights, `rms.NAME`, and with `raw` the weights
+    themselves; `log_likelihood` the ELBO of each row of `x` given the weights, by one draw of z (nats, a lower bound
+    of log p(x|w)). All are `[restart, num_draws, ...]`. `arviz.rhat` of them says whether trainings from other seeds
+    found the same: of the functions, the bound and the sizes, that is; single weights differ by the symmetries of a
+    network whatever happens.
+
+    Args:
+        restarts: trained alike from different seeds; two or more for R-hat.
+        x: rows `[N, D]`.
+        num_draws: of the weights of each.
+        raw: the weights too.
+
+    Returns:
+        `arviz.InferenceData`, or, from ArviZ 1.0 on, an `xarray.DataTree`.
+    """
+    if len({tuple(b.names) for b in restarts}) != 1:
+        raise ValueError(f"{len(restarts)} restarts with posteriors over other parameters; give one or more, all alike")
+    chains = [_weight_draws(b, x, num_draws, raw) for b in restarts]
+    bounds = [chain.pop("x") for chain in chains]
+    posterior = {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
+    return _from_dict({"posterior": posterior, "log_likelihood": {"x": np.stack(bounds)}})
+
+
+def _weight_draws(bayesian: BayesianWeights, x: Tensor, num_draws: int, raw: bool) -> dict[str, np.ndarray]:
+    found: dict[str, list] = {}
+    for _ in range(num_draws):
+        structure = bayesian.draw()
+        weights = {n: p.detach() for n, p in structure.named_parameters() if n in bayesian.names}
+        numbers = {f"rms.{n}": w.square().mean().sqrt() for n, w in weights.items()} | (weights if raw else {})
+        for name, value in (numbers | {"x": elbo(structure, x)}).items():
+            found.setdefault(name, []).append(value.cpu().numpy())
+    return {name: np.stack(values) for name, values in found.items()}
 
 
 def comparison_draws(comparison: Comparison):

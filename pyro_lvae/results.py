@@ -56,6 +56,10 @@ class Summary:
         kl_per_layer: {site: KL contribution} on the test rows; they sum to the whole KL.
         active_units: {site: units whose posterior mean varies over the data by more than 0.01}.
         units: {site: size of the layer}.
+        num_draws: draws of the weights, where they have a posterior, else 0. The log-likelihood is then averaged over
+            them within the logarithm; the ELBOs are means of those conditional on each; KL per layer and active units
+            are conditional on the posterior mean.
+        weight_kl: KL of the weights, nats for each training datum.
     """
 
     data: str
@@ -74,19 +78,25 @@ class Summary:
     kl_per_layer: dict[str, float]
     active_units: dict[str, int]
     units: dict[str, int]
+    num_draws: int = 0
+    weight_kl: float = 0.0
 
     def rows(self) -> list[tuple[str, str]]:
         """The table of results, as (label, value)."""
         error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
         log_p = f"{self.test_log_likelihood:.2f}{error} nats"
+        over = f", averaged over {self.num_draws} draws of the weights" if self.num_draws else ""
+        given = f" (mean of {self.num_draws}, each given its weights)" if self.num_draws else ""
+        kl_of_weights = [("KL of the weights", f"{self.weight_kl:.2f} nats a training datum")] if self.num_draws else []
         return [
             ("structure", f"{self.structure} ({self.num_parameters:,} parameters)"),
             ("data", self.data),
             ("training", f"{self.epochs} epochs by {self.estimator} in {self.seconds:.0f} s"),
             ("speed", f"{self.images_per_second:,.0f} images/s"),
-            ("train ELBO", f"{self.train_elbo:.2f} nats"),
-            ("test ELBO", f"{self.test_elbo:.2f} nats"),
-            ("test log p(x)", f"{log_p} ({self.num_samples:,} samples, {self.num_images:,} images)"),
+            ("train ELBO", f"{self.train_elbo:.2f} nats{given}"),
+            ("test ELBO", f"{self.test_elbo:.2f} nats{given}"),
+            ("test log p(x)", f"{log_p} ({self.num_samples:,} samples, {self.num_images:,} images{over})"),
+            *kl_of_weights,
             ("KL per layer", "  ".join(f"{k} {v:.2f}" for k, v in self.kl_per_layer.items())),
             ("active units", "  ".join(f"{k} {v}/{self.units[k]}" for k, v in self.active_units.items())),
         ]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from . import plots
+from .bayes import BayesianWeights
 from .callbacks import Callback
 from .checkpoint import load_weights
 from .data import Dataset
@@ -59,9 +60,14 @@ class Run:
 
     def report(self) -> Path:
         """Draw `figures/` and write `report.html`; its path."""
-        figures = plots.draw(self.structure, self.data, self.history, supervised=self.supervised)
+        figures = plots.draw(self.point, self.data, self.history, supervised=self.supervised)
         plots.save(figures, self.folder / FIGURES)
         return write_report(self.folder)
+
+    @property
+    def point(self) -> nn.Module:
+        """The structure; at its posterior mean, where the weights have a posterior."""
+        return self.structure.mean() if isinstance(self.structure, BayesianWeights) else self.structure
 
     def load(self) -> Run:
         """The same run, with the weights of its checkpoint and the metrics of its file."""

@@ -33,12 +33,16 @@ from pyro_lvae import (
     predictive_log_likelihood,
     prune,
     signal_to_noise,
+    weight_kl,
+    weight_summary,
+    weights_to_inference_data,
 )
 from pyro_lvae.annealing import subsample
 from pyro_lvae.bayes import POSTERIORS, PRIORS, posteriors, priors
 from pyro_lvae.bayes.distributions import DiagonalNormal, Draws, LowRankNormal, MatrixNormal
 from pyro_lvae.bayes.noise import Drawn, LayerNoise, ManyWeights
 from pyro_lvae.compile import Step
+from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate.calibration import calibration, reliability
 from pyro_lvae.optim import FusedAdam
 from pyro_lvae.traces import log_densities
@@ -560,6 +564,49 @@ def test_pruning_removes_the_lowest_signal_to_noise():
 def _in_order(structure, b):
     named = dict(structure.named_parameters())
     return [named[n] for n in b.names]
+
+
+def test_weights_in_four_numbers():
+    b = BayesianWeights(vae(), "decoder", posterior=partial(posteriors.MeanField, sigma=0.5))
+    found = weight_summary(b)["decoder.0.weight"]
+    q, p = b.posterior("decoder.0.weight"), b.prior("decoder.0.weight")
+    ratio = q.mu.abs() / 0.5
+    assert found.entries == 24
+    assert found.snr == pytest.approx(ratio.median().item())
+    assert found.uncertain == pytest.approx((ratio < 1).double().mean().item())
+    assert found.kl == pytest.approx(kl_divergence(q(), p("")).item())
+    assert weight_kl(b) == pytest.approx(sum(s.kl for s in weight_summary(b).values()))
+
+
+def test_restarts_as_chains_of_arviz(x):
+    """R-hat is 1 where two restarts have one posterior, and large where they have not."""
+    arviz = pytest.importorskip("arviz")
+    b, c = (BayesianWeights(vae(), "decoder") for _ in range(2))
+    c.load_state_dict(b.state_dict())
+    same = weights_to_inference_data([b, c], x, 50, raw=True)
+    assert same.posterior["decoder.0.weight"].shape == (2, 50, 8, 3)
+    assert same.log_likelihood["x"].shape == (2, 50, 7)
+    assert arviz.rhat(same)["rms.decoder.0.weight"].item() < 1.1
+    with torch.no_grad():
+        c.posterior("decoder.0.weight").mu.mul_(2)
+    assert arviz.rhat(weights_to_inference_data([b, c], x, 50))["rms.decoder.0.weight"].item() > 1.5
+    with pytest.raises(ValueError, match="over other parameters"):
+        weights_to_inference_data([b, BayesianWeights(vae())], x)
+
+
+def test_data_unlike_the_training_data_has_low_scores():
+    """A linear-Gaussian model knows the directions that it has seen: the AUROC of each score against others is high."""
+    torch.manual_seed(1)
+    x = torch.randn(200, 2).double() @ torch.randn(2, 12).double() + 0.1 * torch.randn(200, 12).double()
+    structure = VAE(12, 3, 16, num_hidden=1, batch_norm=False, likelihood=partial(Normal, min_variance=0.01)).double()
+    b = BayesianWeights(structure, noise="local_reparameterization", prior=partial(priors.Normal, over_fan_in=True))
+    _train(b, (x,), 400, lr=0.02)
+    other = 3 * torch.randn(200, 12).double()
+    draws = [b.draw() for _ in range(8)]
+    inside, outside = (predictive_log_likelihood(draws, rows, 20) for rows in (x, other))
+    for score in ("averaged", "conditional", "waic", "effective_draws"):
+        higher = getattr(inside, score)[:, None] > getattr(outside, score)
+        assert higher.double().mean() > 0.9, score
 
 
 def test_the_laplace_approximation_of_a_regression(regression):

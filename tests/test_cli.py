@@ -127,6 +127,23 @@ SUPERVISED = """
 import pyro
 from pyro_lvae import VAE
 
+def test_a_posterior_over_weights_goes_all_the_way(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--bayesian.where", "decoder", "--bayesian.prior.learned", "true", "--bayesian.noise", "flipout"]
+    main(["train", *SMALL_VAE, *options, "--out", str(out)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "averaged over 10 draws of the weights" in said
+    assert "KL of the weights" in said
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["structure"] == "BayesianWeights of VAE"
+    assert summary["num_draws"] == 10
+    assert summary["weight_kl"] > 0
+    main(["evaluate", str(out), "--num_samples", "5", "--num_images", "4"])
+    main(["sample", str(out), "--num_samples", "4"])
+    assert (out / "samples-0.png").exists()
+    main(["train", *SMALL_VAE, *options, "--out", str(out), "--resume", "--epochs", "3"])
+
+
 class Conditional(VAE):  # decodes z and the label
     def model(self, x, y=None):
         with pyro.plate("data", len(x), dim=-1):

@@ -16,7 +16,28 @@ from .distributions import DiagonalNormal, LowRankNormal
 from .distributions import MatrixNormal as _MatrixNormal
 
 
-class MeanField(nn.Module):
+class Posterior(nn.Module):
+    """Base: `forward()` is q(w), and `mean` its mean.
+
+    Args:
+        value: where it begins, `[...]`, of the weight's shape.
+        fan_in: inputs of a unit of the layer.
+    """
+
+    def __init__(self, value: Tensor, fan_in: int):
+        super().__init__()
+        self.mu = nn.Parameter(value.detach().clone())
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the weight's shape."""
+        return self.mu
+
+    def forward(self) -> dist.TorchDistribution:
+        raise NotImplementedError
+
+
+class MeanField(Posterior):
     r"""q(w) = N(mu, sigma^2) with sigma = softplus(rho), independently (Blundell et al. 2015, section 3.2).
 
     Args:
@@ -26,8 +47,7 @@ class MeanField(nn.Module):
     """
 
     def __init__(self, value: Tensor, fan_in: int, sigma: float | None = None):
-        super().__init__()
-        self.mu = nn.Parameter(value.detach().clone())
+        super().__init__(value, fan_in)
         self.rho = nn.Parameter(torch.full_like(value, _rho(sigma, fan_in), requires_grad=False))
 
     @property
@@ -35,30 +55,12 @@ class MeanField(nn.Module):
         """The standard deviations, of the weight's shape."""
         return F.softplus(self.rho)
 
-    @property
-    def mean(self) -> Tensor:
-        """Of the weight's shape; every posterior has it."""
-        return self.mu
-
     def forward(self) -> dist.TorchDistribution:
         return DiagonalNormal(self.mu, self.sigma)
 
 
-class Delta(nn.Module):
-    """q(w) = a point: training finds the maximum of the posterior density (MAP), in terms of z still a bound.
-
-    Args:
-        value: where it begins.
-        fan_in: not used.
-    """
-
-    def __init__(self, value: Tensor, fan_in: int):
-        super().__init__()
-        self.mu = nn.Parameter(value.detach().clone())
-
-    @property
-    def mean(self) -> Tensor:
-        return self.mu
+class Delta(Posterior):
+    """q(w) = a point: training finds the maximum of the posterior density (MAP), with a bound for z as before."""
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Delta(self.mu, event_dim=self.mu.ndim)
@@ -84,7 +86,7 @@ class LowRank(MeanField):
         return LowRankNormal(self.mu, self.sigma, self.factor)
 
 
-class MatrixNormal(nn.Module):
+class MatrixNormal(Posterior):
     r"""q(W) = MN(M, A A^T, B B^T): covariance A A^T of the outputs times B B^T of the inputs (Louizos & Welling 2016).
 
     A and B are lower triangular with positive diagonals. For a bias, a column: N(M, A A^T).
@@ -94,14 +96,9 @@ class MatrixNormal(nn.Module):
     """
 
     def __init__(self, value: Tensor, fan_in: int, sigma: float | None = None):
-        super().__init__()
-        self.mu = nn.Parameter(value.detach().clone())
+        super().__init__(value, fan_in)
         rows, columns = value.shape[0], value[0].numel()
         self.rows, self.columns = _Triangular(rows, value, 1.0), _Triangular(columns, value, _sigma(sigma, fan_in))
-
-    @property
-    def mean(self) -> Tensor:
-        return self.mu
 
     def forward(self) -> dist.TorchDistribution:
         return _MatrixNormal(self.mu, self.rows(), self.columns())

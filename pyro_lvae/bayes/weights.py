@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..traces import CLOSED_FORM, guide_sites, log_densities
 from .distributions import DiagonalNormal, Draws
 from .noise import Drawn, LayerNoise, ManyWeights, Noise
-from .posteriors import MeanField
+from .posteriors import MeanField, Posterior
 from .priors import Normal, Prior
 
 PREFIX = "weights."  # of the sites' names
@@ -42,7 +42,7 @@ class BayesianWeights(nn.Module):
             function `(name, parameter) -> bool`. `generative(structure, x)` gives those that p(x, z) depends on. The
             others stay points.
         prior: `(value, fan_in) -> Prior`, of `pyro_lvae.bayes.priors`.
-        posterior: `(value, fan_in) -> nn.Module`, of `pyro_lvae.bayes.posteriors`.
+        posterior: `(value, fan_in) -> Posterior`, of `pyro_lvae.bayes.posteriors`.
         noise: how draws reach the layers while training: `"shared"`, one draw for the batch;
             `"local_reparameterization"` or `"flipout"`, for each datum anew: unbiased too, with gradients that are
             less noisy. These need `MeanField`, and act where a layer sees one row a datum (not K particles).
@@ -60,7 +60,7 @@ class BayesianWeights(nn.Module):
         structure: nn.Module,
         where: Where = "all",
         prior: Callable[[Tensor, int], Prior] = Normal,
-        posterior: Callable[[Tensor, int], nn.Module] = MeanField,
+        posterior: Callable[[Tensor, int], Posterior] = MeanField,
         *,
         noise: Noise = "shared",
         num_weights: int = 1,
@@ -95,27 +95,31 @@ class BayesianWeights(nn.Module):
         """The prior of a parameter."""
         return self.priors[_key(name)]
 
-    def posterior(self, name: str) -> nn.Module:
+    def posterior(self, name: str) -> Posterior:
         """The posterior of a parameter."""
         return self.posteriors[_key(name)]
 
     def model(self, x: Tensor, y: Tensor | None = None):
         """p(w) p(x, z | w) for `x` of `[B, D]`."""
-        weights = {}
-        for name in self.names:
-            weights[name] = self._sample(name, self.prior(name)(PREFIX + name))
-        return self._run(self.structure.model, weights, x, y)
+        return self._run(self.structure.model, self.weights_of_model(), x, y)
 
     def guide(self, x: Tensor, y: Tensor | None = None):
         """q(w) q(z | x, w) for `x` of `[B, D]`."""
-        weights, self._drawn = {}, []
+        return self._run(self.structure.guide, self.weights_of_guide(), x, y)
+
+    def weights_of_model(self) -> dict[str, Tensor]:
+        """p(w): samples every weight, with what its prior depends on."""
+        return {name: self._sample(name, self.prior(name)(PREFIX + name)) for name in self.names}
+
+    def weights_of_guide(self) -> dict[str, Tensor]:
+        """q(w): the same sites."""
+        self._drawn = []
         for name in self.names:
             self.prior(name).guide(PREFIX + name)
             q = self.posterior(name)()
-            weights[name] = self._sample(name, q)
             moments = (q.loc, q.scale) if isinstance(q, DiagonalNormal) else (None, None)
-            self._drawn.append(Drawn(name, weights[name], *moments))
-        return self._run(self.structure.guide, weights, x, y)
+            self._drawn.append(Drawn(name, self._sample(name, q), *moments))
+        return {d.name: d.value for d in self._drawn}
 
     def put(self, weights: dict[str, Tensor]) -> nn.Module:
         """A copy of the wrapped structure, with these weights as its parameters."""

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import plots
+from ..bayes import POSTERIORS, PRIORS, BayesianWeights
 from ..conditionals import Bernoulli, Normal
 from ..data import DATASETS
 from ..evaluate import sample_prior
@@ -58,6 +59,8 @@ def report(run: str, seed: int = 0, device: str | None = None) -> Path:
 def sample(run: str, num_samples: int = 64, out: str | None = None, seed: int = 0, device: str | None = None) -> Path:
     """Draw from the prior of a trained run, with the test set's labels where it is supervised.
 
+    Where the weights have a posterior, all are drawn with one draw of them.
+
     Args:
         run: the run folder.
         num_samples: how many.
@@ -75,7 +78,8 @@ def sample(run: str, num_samples: int = 64, out: str | None = None, seed: int = 
         raise ValueError(f"{path} must end in .npy{' or .png' if is_image else ', for the data are no images'}")
     torch.manual_seed(seed)
     labels = opened.data.y_test[torch.arange(num_samples) % len(opened.data.y_test)] if opened.supervised else None
-    x = sample_prior(opened.structure, num_samples, opened.data.x_test, y=labels)
+    structure = opened.structure.draw() if isinstance(opened.structure, BayesianWeights) else opened.structure
+    x = sample_prior(structure, num_samples, opened.data.x_test, y=labels)
     if path.suffix == ".png":
         plots.save({path.stem: plots.image_grid(x, opened.data.shape, 8)}, path.parent)
     else:
@@ -91,6 +95,8 @@ def list_() -> None:
         ("structures  (--structure)", _first_lines({s.__name__: s for s in STRUCTURES})),
         ("estimators  (--estimator)", {e.__name__: line for e, line in ESTIMATORS.items()}),
         ("likelihoods  (--structure.likelihood)", _first_lines({c.__name__: c for c in (Bernoulli, Normal)})),
+        ("priors of weights  (--bayesian.prior)", _first_lines({c.__name__: c for c in PRIORS})),
+        ("posteriors of weights  (--bayesian.posterior)", _first_lines({c.__name__: c for c in POSTERIORS})),
         ("data sets  (--data)", _first_lines(DATASETS)),
     ):
         table = Table(title=title, title_justify="left", box=None, show_header=False)

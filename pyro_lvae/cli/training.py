@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from ..annealing import Schedule
+from ..bayes import BayesianWeights
 from ..callbacks import ProgressBar, TensorBoard
 from ..contract import check
 from ..data import Dataset, load
@@ -56,6 +57,7 @@ def train(
     root: str | None = None,
     binarize: bool | None = None,
     structure: Callable[[int], AnyStructure] = LadderVAE,
+    bayesian: Callable[[nn.Module], BayesianWeights] | None = None,
     estimator: ELBO | None = None,
     beta: float | Schedule | dict[str, float | Schedule] = WARM_UP,
     seed: int = 0,
@@ -78,6 +80,8 @@ def train(
         root: folder of the data; else PYRO_LVAE_DATA, else the user's cache.
         binarize: draw binary images anew each epoch; left out, as is the custom for the data set.
         structure: a class of the package by name, or your own as my_module.MyVAE; it is given x_dim.
+        bayesian: give the structure's weights a posterior: --bayesian BayesianWeights, or any of its options alone,
+            --bayesian.where decoder, --bayesian.noise flipout, --bayesian.prior Laplace, --bayesian.posterior LowRank.
         estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, SampledELBO.
         beta: KL weight: a number, or a schedule: --beta.length 20 warms up from 0 to 1 over 20 epochs.
         seed: of all random numbers.
@@ -94,8 +98,8 @@ def train(
     together = processes()
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
-    module = structure(dataset.x_dim).to(dataset.x_train.device)
-    name = type(module).__name__
+    module = _build(structure, bayesian, dataset, supervised)
+    name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None
     if together.is_first:
@@ -128,11 +132,21 @@ def train(
     return summary
 
 
+def _build(structure: Callable, bayesian: Callable | None, data: Dataset, supervised: bool) -> nn.Module:
+    """The structure for the data, on its device; and a posterior around its weights, if that was asked for."""
+    module = structure(data.x_dim).to(data.x_train.device)
+    if bayesian is None:
+        return module
+    return bayesian(module).to(data.x_train.device)
+
+
 def _check_evaluable(module: nn.Module, data: Dataset, supervised: bool) -> None:
     """Refuse before training what could not be evaluated after it."""
     x, y = data.train_rows(2)
     args = (x, y) if supervised else (x,)
     check(module, *args)
+    if isinstance(module, BayesianWeights):
+        return
     with evaluating(module), forked_noise(x.device):
         refuse_global_sites(ledger(module.model, module.guide, *args))
 
@@ -149,7 +163,7 @@ def open_run(folder: str, device: str | None) -> Run:
     parser = train_parser()
     options = parser.instantiate(parser.parse_path(path))
     data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
-    structure = options.structure(data.x_dim).to(data.x_train.device)
+    structure = _build(options.structure, options.bayesian, data, options.supervised)
     return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], options.supervised).load()
 
 

@@ -6,12 +6,21 @@ from .latents import Activity, active_units, encode, kl_per_layer, posterior_act
 from .likelihood import elbo, log_likelihood, refuse_global_sites
 from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior
 from .summary import summarize
-from .weights import Predictive, predictive_log_likelihood, prune, signal_to_noise
+from .weights import (
+    LayerSummary,
+    Predictive,
+    predictive_log_likelihood,
+    prune,
+    signal_to_noise,
+    weight_kl,
+    weight_summary,
+)
 
 __all__ = [
     "Activity",
     "Bracket",
     "Calibration",
+    "LayerSummary",
     "Predictive",
     "active_units",
     "ais_log_likelihood",
@@ -35,4 +44,6 @@ __all__ = [
     "sample_prior",
     "signal_to_noise",
     "summarize",
+    "weight_kl",
+    "weight_summary",
 ]

@@ -7,11 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..bayes import BayesianWeights
 from ..data import Dataset
 from ..distributed import Processes
 from ..results import EpochMetrics, Summary
 from .latents import kl_per_layer, posterior_activity
 from .likelihood import elbo, log_likelihood
+from .weights import predictive_log_likelihood, weight_kl
 
 
 def summarize(
@@ -23,9 +25,12 @@ def summarize(
     num_samples: int = 5000,
     num_images: int | None = None,
     supervised: bool = False,
+    num_draws: int = 10,
     processes: Processes = Processes(),  # noqa: B008, frozen
 ) -> Summary:
     """Evaluate a trained structure on the test set; random numbers come from torch's default generator.
+
+    Of `BayesianWeights`, the log-likelihood is averaged over draws of the weights, and the ELBOs are means over them.
 
     Args:
         history: what `fit` returned.
@@ -34,25 +39,31 @@ def summarize(
         num_images: first test rows that the log-likelihood takes; all if `None`. KL, active units
             and ELBOs take them all (the train ELBO as many training rows).
         supervised: the structure takes labels.
+        num_draws: draws of the weights, where they have a posterior.
         processes: that share the rows of the bounds and log-likelihoods; all must call this alike.
     """
     x, y = data.test_rows(len(data.x_test))
     x_train, y_train = data.train_rows(len(x))
     y, y_train = (y, y_train) if supervised else (None, None)
     count = len(x) if num_images is None else min(num_images, len(x))
+    is_bayesian = isinstance(structure, BayesianWeights)
+    draws = [structure.draw() for _ in range(num_draws)] if is_bayesian else [structure]
+    point = structure.mean() if is_bayesian else structure
 
     def log_p_of(x: Tensor, y: Tensor | None) -> Tensor:
+        if is_bayesian:
+            return predictive_log_likelihood(draws, x, num_samples, y=y).averaged
         return log_likelihood(structure, x, num_samples, y=y)
 
     def elbo_of(x: Tensor, y: Tensor | None) -> Tensor:
-        return elbo(structure, x, y=y)
+        return torch.stack([elbo(given, x, y=y) for given in draws]).mean(0)
 
     log_p = processes.by_share(log_p_of, x[:count], None if y is None else y[:count])
-    activity = posterior_activity(structure, x, y=y)
+    activity = posterior_activity(point, x, y=y)
     seconds = history[-1].seconds if history else 0.0
     return Summary(
         data=data.name,
-        structure=type(structure).__name__,
+        structure=_name(structure),
         estimator=estimator,
         epochs=history[-1].epoch if history else 0,
         seconds=seconds,
@@ -64,10 +75,18 @@ def summarize(
         test_log_likelihood_stderr=_stderr(log_p),
         num_samples=num_samples,
         num_images=count,
-        kl_per_layer=kl_per_layer(structure, x, y=y),
+        kl_per_layer=kl_per_layer(point, x, y=y),
         active_units={name: layer.active for name, layer in activity.items()},
         units={name: layer.variance.numel() for name, layer in activity.items()},
+        num_draws=num_draws if is_bayesian else 0,
+        weight_kl=weight_kl(structure) / len(data.x_train) if is_bayesian else 0.0,
     )
+
+
+def _name(structure: nn.Module) -> str:
+    if isinstance(structure, BayesianWeights):
+        return f"BayesianWeights of {_name(structure.structure)}"
+    return type(structure).__name__
 
 
 def _stderr(values: torch.Tensor) -> float | None:

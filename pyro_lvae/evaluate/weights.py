@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..bayes import BayesianWeights
+from ..bayes import PREFIX, BayesianWeights
+from ..traces import ledger
 from .chunks import MEMORY
 from .likelihood import log_likelihood
 
@@ -69,6 +70,19 @@ def predictive_log_likelihood(
     return Predictive(torch.stack(found))
 
 
+@torch.no_grad()
+def weight_kl(bayesian: BayesianWeights, num_samples: int = 10) -> float:
+    """KL(q(w) || p(w)), nats, in closed form where there is one; the rest is the mean of `num_samples` draws.
+
+    (Of `Delta`, which has no KL, -log p(w) at the point.)
+    """
+    total = 0.0
+    for _ in range(num_samples):
+        sites = ledger(bayesian.weights_of_model, bayesian.weights_of_guide)
+        total -= float(sites.global_log_weight()) / num_samples
+    return total
+
+
 def signal_to_noise(bayesian: BayesianWeights) -> dict[str, Tensor]:
     """|mu| / sigma of every weight, by parameter, in its shape (Blundell et al. 2015, section 5.4).
 
@@ -83,6 +97,34 @@ def signal_to_noise(bayesian: BayesianWeights) -> dict[str, Tensor]:
                 raise ValueError(f"the posterior of {name!r} is a point; signal to noise needs one with a width")
             found[name] = q.mean.abs() / q.variance.sqrt()
     return found
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """The posterior of one parameter.
+
+    Attributes:
+        entries: how many weights.
+        snr: median over them of |mu| / sigma.
+        uncertain: part of them with |mu| < sigma.
+        kl: KL(q || p), nats, in closed form or by one draw.
+    """
+
+    entries: int
+    snr: float
+    uncertain: float
+    kl: float
+
+
+def weight_summary(bayesian: BayesianWeights) -> dict[str, LayerSummary]:
+    """{parameter: its posterior in four numbers}. Raises `ValueError` as `signal_to_noise`."""
+    with torch.no_grad():
+        sites = ledger(bayesian.weights_of_model, bayesian.weights_of_guide)
+        kl = {n: sites[PREFIX + n].kl().item() for n in bayesian.names}
+    return {
+        n: LayerSummary(r.numel(), r.median().item(), (r < 1).float().mean().item(), kl[n])
+        for n, r in signal_to_noise(bayesian).items()
+    }
 
 
 def prune(bayesian: BayesianWeights, fraction: float) -> nn.Module:
