@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .bayes import BayesianWeights
-from .evaluate import elbo
+from .evaluate import elbo, weight_summary
 from .evaluate.chunks import check_rows
 from .results import Comparison
 from .traces import evaluating, ledger
@@ -54,7 +54,7 @@ def weights_to_inference_data(
     themselves; `log_likelihood` the ELBO of each row of `x` given the weights, by one draw of z (nats, a lower bound
     of log p(x|w)). All are `[restart, num_draws, ...]`. `arviz.rhat` of them says whether trainings from other seeds
     found the same: of the functions, the bound and the sizes, that is; single weights differ by the symmetries of a
-    network whatever happens.
+    network whatever happens. `constant_data` holds each restart's median signal to noise, `snr.NAME`, `[restart]`.
 
     Args:
         restarts: trained alike from different seeds; two or more for R-hat.
@@ -70,7 +70,10 @@ def weights_to_inference_data(
     chains = [_weight_draws(b, x, num_draws, raw) for b in restarts]
     bounds = [chain.pop("x") for chain in chains]
     posterior = {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
-    return _from_dict({"posterior": posterior, "log_likelihood": {"x": np.stack(bounds)}})
+    snr = [{f"snr.{n}": s.snr for n, s in weight_summary(b).items()} for b in restarts]
+    constant = {name: np.array([of[name] for of in snr]) for name in snr[0]}
+    groups = {"posterior": posterior, "log_likelihood": {"x": np.stack(bounds)}, "constant_data": constant}
+    return _from_dict(groups)
 
 
 def _weight_draws(bayesian: BayesianWeights, x: Tensor, num_draws: int, raw: bool) -> dict[str, np.ndarray]:

@@ -586,6 +586,8 @@ def test_restarts_as_chains_of_arviz(x):
     same = weights_to_inference_data([b, c], x, 50, raw=True)
     assert same.posterior["decoder.0.weight"].shape == (2, 50, 8, 3)
     assert same.log_likelihood["x"].shape == (2, 50, 7)
+    snr = weight_summary(b)["decoder.0.weight"].snr
+    assert same.constant_data["snr.decoder.0.weight"].values == pytest.approx([snr, snr])
     assert arviz.rhat(same)["rms.decoder.0.weight"].item() < 1.1
     with torch.no_grad():
         c.posterior("decoder.0.weight").mu.mul_(2)
@@ -607,6 +609,8 @@ def test_data_unlike_the_training_data_has_low_scores():
     for score in ("averaged", "conditional", "waic", "effective_draws"):
         higher = getattr(inside, score)[:, None] > getattr(outside, score)
         assert higher.double().mean() > 0.9, score
+    bounds = [elbo(prune(b, fraction), x, 20).mean() for fraction in (0.0, 0.3, 0.9)]
+    assert bounds[0] - bounds[1] < 1 < bounds[0] - bounds[2]  # weights without a signal are not missed
 
 
 def test_the_laplace_approximation_of_a_regression(regression):
