@@ -150,6 +150,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL; below 1 the posterior is a cold one")
     parser.add_argument("--warm_up", type=int, default=15, help="epochs in which the weights' KL comes in")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=400, help="units of each hidden layer")
@@ -185,7 +186,7 @@ def run(args: argparse.Namespace, settings: dict) -> dict:
     torch.manual_seed(args.seed)
     point = Classifier(data.x_dim, args.hidden)
     structure = bayesian(point, args)
-    beta = {"weights.*": linear(0, 1, epochs=args.warm_up)}
+    beta = {"weights.*": linear(0, args.beta, epochs=args.warm_up)}
     seconds = {"bayesian": train(structure, data, args, args.out / "bayesian", beta=beta)}
     torch.manual_seed(args.seed)
     seconds["maximum likelihood"] = train(point, data, args, args.out / "maximum_likelihood", callbacks=())

@@ -8,8 +8,8 @@ One hidden layer of 500 tanh units in encoder and decoder, 10 latent units, batc
 attempt: prior N(0, 1) on every weight, posterior N(mu, sigma^2) with sigma^2 = 1e-3 at first, one draw of the weights
 shared by a batch; started from scratch, or from the point estimate. The remedy: a Laplace prior as wide as a unit's
 inputs allow; small sigma at first; local reparameterization; and the KL of the weights times 0.1 (a cold posterior, no
-longer a bound on the evidence). The other rows change one of these at a time. Finished rows are kept under --out and not
-computed again.
+longer a bound on the evidence). The other rows change one of these at a time. Finished rows are kept under --out, and
+not computed again.
 """
 
 from __future__ import annotations

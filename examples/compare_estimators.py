@@ -9,7 +9,7 @@
 2. On a trained ladder, the signal-to-noise ratio of the guide's gradient against K: it falls for `IWAE`
    (Rainforth et al. 2018) and rises for `DReG` (Tucker et al. 2019; Bauer & Mnih 2021).
 
-Results go into --out: two pictures, two tables, and JSON. Stopped, the same command goes on from there.
+Results go into --out: two pictures, a table and JSON. Stopped, the same command goes on from there.
 """
 
 from __future__ import annotations

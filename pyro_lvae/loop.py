@@ -292,28 +292,29 @@ class Loop:
         self.seconds += self.epoch_seconds
         train = self._monitor(*self.data.train_rows(self.monitor_size))
         test = self._monitor(*self.data.test_rows(self.monitor_size))
+        global_kl = self._global_kl(test)
         metrics = EpochMetrics(
             epoch=self.epoch,
             step=self.step,
             seconds=self.seconds,
             objective=-self.total.item() / self.rows,
-            train_elbo=self._elbo(train),
-            test_elbo=self._elbo(test),
+            train_elbo=_mean(train.local_log_weight()) - global_kl,
+            test_elbo=_mean(test.local_log_weight()) - global_kl,
             kl={name: _mean(share) for name, share in test.kl_shares().items()},
-            beta=beta,
+            beta=_in_short(beta, test),
             lr=lr,
             images_per_second=self.rows / self.epoch_seconds,
             learned={name: value.item() for name, value in learned(self.estimator).items()},
+            global_kl=global_kl,
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)
         return metrics
 
-    def _elbo(self, sites: Ledger) -> float:
-        """Per datum; what global sites cost is shared by all N training rows."""
+    def _global_kl(self, sites: Ledger) -> float:
+        """What global sites cost, shared by all N training rows."""
         with torch.no_grad():  # closed forms are computed only now
-            shared = float(sites.global_log_weight()) / len(self.data.x_train)
-        return _mean(sites.local_log_weight()) + shared
+            return -float(sites.global_log_weight()) / len(self.data.x_train)
 
     def _monitor(self, x: Tensor, y: Tensor | None) -> Ledger:
         with evaluating(self.structure), fixed_noise(self.device), pyro.validation_enabled(False):
@@ -361,6 +362,14 @@ def _interrupt_at_step_end(enabled: bool) -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _in_short(beta: dict[str, float], sites: Ledger) -> dict[str, float]:
+    """The weights by site; those of many global sites that are all alike as one, "global"."""
+    outside = {name: value for name, value in beta.items() if name in sites.global_sites}
+    if len(outside) < 2 or len(set(outside.values())) > 1:
+        return beta
+    return {n: v for n, v in beta.items() if n not in outside} | {"global": next(iter(outside.values()))}
 
 
 def _mean(x: Tensor) -> float:

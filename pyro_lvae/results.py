@@ -21,10 +21,11 @@ class EpochMetrics:
         train_elbo, test_elbo: ELBO at beta = 1, one sample, in evaluation mode, on the first
             rows of either set (`monitor_size` of `fit`), with the same noise every epoch.
         kl: {site: KL contribution E_q[log q - log p]} on the same test rows.
-        beta: {site: KL weight at the end of the epoch}.
+        beta: {site: KL weight at the end of the epoch}; "global" stands for many global sites of one weight.
         lr: learning rate of the epoch.
         images_per_second: training rows per second of the epoch.
         learned: what the estimator itself has learned, such as {"multiplier": 0.7}.
+        global_kl: KL of sites outside the data plate (weights) for each training datum; both ELBOs include it.
     """
 
     epoch: int
@@ -38,6 +39,7 @@ class EpochMetrics:
     lr: float
     images_per_second: float
     learned: dict[str, float] = field(default_factory=dict)
+    global_kl: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def ais_log_likelihood(
     Args:
         x: data `[N, D]`.
         num_chains: K, a datum.
-        num_temperatures: T. The cost is K T (num_leapfrog + 1) gradients of the model a datum.
+        num_temperatures: T. The cost is K T (num_leapfrog + 1) gradients of the model a datum, and min(4, K) (T + 25)
+            (num_leapfrog + 1) more to adapt the steps.
         num_leapfrog: steps of one trajectory.
         start: p_0, "prior" for p(z), or "guide" for q(z|x), which is quicker where the guide is good.
         y: labels `[N, ...]`, where the structure takes them.
