@@ -58,7 +58,7 @@ class ProgressBar(Callback):
         self._progress.update(self._task, completed=epoch * self._num_batches + batch + 1)
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
-        beta = min(metrics.beta.values())
+        beta = min(metrics.beta.values(), default=1)
         note = "" if beta == 1 else f"  β {beta:.2f}"
         elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
         self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)

@@ -324,6 +324,12 @@ def test_noise_of_a_layer_has_the_moments_of_its_weights(name, noise):
     assert follow.abs().max() < 0.1
 
 
+def test_the_progress_bar_does_without_latents(regression):
+    x, c, *_ = regression
+    rows = Dataset("regression", x, x, c, c)
+    assert fit(Regression(), rows, epochs=1, supervised=True)[0].beta == {}
+
+
 def test_a_weight_used_twice_is_refused():
     w, x = torch.randn(4, 4), torch.randn(3, 4)
     with LayerNoise([Drawn("twice", w, w, w.abs())], 3, "flipout"):
@@ -423,9 +429,13 @@ def _train_all(b, x):
 
 def test_the_scale_mixture_is_blundells():
     w = torch.randn(5, 4).double()
-    found = priors.ScaleMixture(w, 4, pi=0.25, scale_1=0.8, scale_2=0.1)("w").log_prob(w)
+    p = priors.ScaleMixture(w, 4, pi=0.25, scale_1=0.8, scale_2=0.1)("w")
+    found, drawn = p.log_prob(w), p.sample((5000,))
     parts = [dist.Normal(0.0, s).log_prob(w).exp() for s in (0.8, 0.1)]
     torch.testing.assert_close(found, (0.25 * parts[0] + 0.75 * parts[1]).log().sum())
+    variance = 0.25 * 0.8**2 + 0.75 * 0.1**2
+    squares = drawn.square()  # 5.5 standard errors in 20 entries
+    assert ((squares.mean(0) - variance).abs() < 5.5 * squares.std(0) / math.sqrt(5000)).all()
 
 
 def test_where_chooses(x):

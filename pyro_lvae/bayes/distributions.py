@@ -116,6 +116,36 @@ class MatrixNormal(Gaussian):
         return len(self.columns) * rows + len(self.rows) * columns
 
 
+class ScaleMixtureNormal(TorchDistribution):
+    """pi N(0, s_1^2) + (1 - pi) N(0, s_2^2), independently, over a tensor of a given shape.
+
+    `MixtureSameFamily` computes the same over a further dim of 2, in ten times the time.
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, pi: Tensor, scales: Tensor, shape: torch.Size):
+        super().__init__(event_shape=shape, validate_args=False)
+        self.pi, self.scales = pi, scales
+
+    @property
+    def support(self):
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008, immutable
+        like = self.scales.new_empty(*sample_shape, *self.event_shape)
+        return torch.where(torch.rand_like(like) < self.pi, *self.scales) * torch.randn_like(like)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        weights, square = torch.stack([self.pi, 1 - self.pi]), value.square()
+        constants = (weights / (math.sqrt(2 * math.pi) * self.scales)).log()
+        parts = [c - 0.5 * square / s.square() for c, s in zip(constants, self.scales, strict=True)]
+        return _sum(torch.logaddexp(*parts), self)
+
+    def expand(self, batch_shape, _instance=None):
+        return _not_in_plates(self, batch_shape)
+
+
 class Draws(TorchDistribution):
     """S independent draws of a weight tensor as one value `[S, ...]`; the log-density is their sum."""
 
@@ -186,5 +216,5 @@ def _noise(like: Tensor, sample_shape) -> Tensor:
     return torch.randn(*sample_shape, *like.shape, dtype=like.dtype, device=like.device)
 
 
-def _sum(log_prob: Tensor, of: Gaussian) -> Tensor:
+def _sum(log_prob: Tensor, of: TorchDistribution) -> Tensor:
     return log_prob.flatten(-len(of.event_shape)).sum(-1)

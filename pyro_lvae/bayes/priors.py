@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .distributions import ScaleMixtureNormal
+
 
 class Prior(nn.Module):
     """Base: `forward(site)` is p(w), drawing what it depends on; `guide(site)` draws that from its posterior.
@@ -96,13 +98,11 @@ class ScaleMixture(Prior):
             raise ValueError(
                 f"pi={pi}, scale_1={scale_1}, scale_2={scale_2}; pi must lie between 0 and 1, and the scales above 0"
             )
-        self.register_buffer("weights", value.new_tensor([pi, 1 - pi]))
+        self.register_buffer("pi", value.new_tensor(pi))
         self.register_buffer("scales", value.new_tensor([scale_1, scale_2]))
 
     def forward(self, site: str) -> dist.TorchDistribution:
-        shape = (*self.zeros.shape, 2)
-        parts = dist.Normal(self.zeros.unsqueeze(-1).expand(shape), self.scales.expand(shape))
-        return dist.MixtureSameFamily(dist.Categorical(self.weights.expand(shape)), parts).to_event(self.event_dim)
+        return ScaleMixtureNormal(self.pi, self.scales, self.zeros.shape)
 
 
 class HierarchicalPrecision(Prior):
