@@ -52,7 +52,7 @@ class anneal(Messenger):
 
 
 class subsample(Messenger):
-    """Tells the data plate that its B rows are a subsample of N: local log-densities count N/B times.
+    """Tells the data plate that its B rows stand for N: local log-densities count N/B times.
 
     Needed where a structure has global sites, whose own log-density counts once.
     """
@@ -65,7 +65,7 @@ class subsample(Messenger):
         frame = data_frame(msg)
         if frame is None:
             return
-        msg["scale"] = msg["scale"] * self.size / frame.size
+        msg["scale"] = msg["scale"] * self.size / frame.full_size
         msg["cond_indep_stack"] = tuple(map(self._resized, msg["cond_indep_stack"]))
 
     def _resized(self, frame: CondIndepStackFrame) -> CondIndepStackFrame:

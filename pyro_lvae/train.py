@@ -206,12 +206,15 @@ def _schedules(beta: Beta, sites: Ledger) -> dict[str, Schedule]:
         return dict.fromkeys(sites.latents, as_schedule(beta))
     if unknown := [pattern for pattern in beta if not any(fnmatchcase(name, pattern) for name in sites.latents)]:
         raise ValueError(f"beta names {unknown}; the latent sites are {list(sites.latents)}")
-    return {name: as_schedule(_first_match(beta, name)) for name in sites.latents}
+    deciding = {name: _first_match(beta, name) for name in sites.latents}
+    if idle := [pattern for pattern in beta if pattern not in deciding.values()]:
+        raise ValueError(f"beta's {idle} decide no site: others stand before them. Name the narrower pattern first")
+    return {name: as_schedule(1.0 if key is None else beta[key]) for name, key in deciding.items()}
 
 
-def _first_match(beta: Mapping[str, float | Schedule], name: str) -> float | Schedule:
-    """What a site is given by its name, or else by the first pattern that fits it; 1 for one that none fits."""
-    return beta.get(name, next((beta[pattern] for pattern in beta if fnmatchcase(name, pattern)), 1.0))
+def _first_match(beta: Mapping[str, float | Schedule], name: str) -> str | None:
+    """A site's own name, where it is named, or else the first pattern that fits it."""
+    return name if name in beta else next((pattern for pattern in beta if fnmatchcase(name, pattern)), None)
 
 
 def _check_annealing(estimator: ELBO, schedules: dict[str, Schedule], sites: Ledger) -> None:

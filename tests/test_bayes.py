@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
-from test_compile import check_equal, traced_only  # noqa: F401
+from test_compile import ESTIMATORS, check_equal, traced_only  # noqa: F401
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
@@ -19,9 +19,9 @@ from pyro_lvae import (
     IWAE,
     SWAG,
     VAE,
-    AnalyticELBO,
     BayesianWeights,
     Dataset,
+    HierarchicalVAE,
     SampledELBO,
     check,
     elbo,
@@ -330,12 +330,36 @@ def test_the_progress_bar_does_without_latents(regression):
     assert fit(Regression(), rows, epochs=1, supervised=True)[0].beta == {}
 
 
-def test_a_weight_used_twice_is_refused():
+@pytest.mark.parametrize("again", [F.linear, lambda x, w: x @ w.T, lambda x, w: F.linear(x.repeat(2, 1), w)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_weight_used_twice_is_refused(again, first):
+    """By a layer for each datum, and in whatever other way."""
     w, x = torch.randn(4, 4), torch.randn(3, 4)
+    one, other = (F.linear, again) if first else (again, F.linear)
     with LayerNoise([Drawn("twice", w, w, w.abs())], 3, "flipout"):
-        F.linear(x, w)
+        one(x, w)
         with pytest.raises(ValueError, match="'twice' is used twice"):
-            F.linear(x, w)
+            other(x, w)
+
+
+@pytest.mark.parametrize("noise", NOISES[1:])
+def test_pixels_of_a_datum_share_their_weights(noise):
+    """A convolution by one weight of an image of ones: all its pixels are that weight."""
+    x, w = torch.ones(6, 1, 5), torch.randn(1, 1, 1)
+    with LayerNoise([Drawn("w", w, torch.zeros_like(w), torch.ones_like(w))], 6, noise):
+        found = F.conv1d(x, w)
+    assert (found == found[:, :, :1]).all()
+
+
+def test_inputs_without_rows():
+    w, x = torch.randn(3, 4), torch.randn(4)
+    with LayerNoise([Drawn("w", w, w, w.abs())], 1, "flipout"):
+        torch.testing.assert_close(F.linear(x, w), w @ x)
+    many = torch.randn(2, 3, 4)
+    with ManyWeights([Drawn("w", many)], 5), pytest.raises(ValueError, match="needs the rows of the data"):
+        F.linear(x, many)
+    with ManyWeights([Drawn("w", many)], 5), pytest.raises(ValueError, match="'w' goes into cat"):
+        torch.cat([many, many])
 
 
 def test_rows_that_are_not_data_take_the_shared_draw():
@@ -367,18 +391,54 @@ def test_several_draws_of_the_weights_each_see_the_whole_batch(x):
 
 
 @pytest.mark.parametrize("num_weights", [1, 3])
-@pytest.mark.parametrize("make", [SampledELBO, AnalyticELBO, lambda: IWAE(2)])
-def test_the_kl_of_the_weights_counts_once(num_weights, make, x):
-    """N/B sum of the data's part, less the closed-form KL once, times its beta."""
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_kl_of_the_weights_counts_once(num_weights, name, x):
+    """Loss and gradient: N/B sum of the data's part, less the closed-form KL once, times its beta."""
     b, x = BayesianWeights(vae(), num_weights=num_weights), x.double()
-    losses = []
+    losses, gradients = [], []
     for beta in (1.0, 3.0):
         torch.manual_seed(4)
-        loss, _ = Step(b, make(), size=70)((x,), {f"weights.{n}": beta for n in b.names} | {"z1": 1.0})
+        loss, _ = Step(b, ESTIMATORS[name](), size=70)((x,), {f"weights.{n}": beta for n in b.names} | {"z1": 1.0})
         losses.append(loss)
-    kl = sum(kl_divergence(b.posterior(n)(), b.prior(n)("")) for n in b.names)
-    torch.testing.assert_close(losses[1] - losses[0], 2 * kl.detach() / 70)
-    assert losses[0] > kl / 70
+        gradients.append([p.grad for p in b.parameters()])
+    kl = sum(kl_divergence(b.posterior(n)(), b.prior(n)("")) for n in b.names) / 70
+    torch.testing.assert_close(losses[1] - losses[0], 2 * kl.detach())
+    for one, three, g in zip(*gradients, torch.autograd.grad(kl, list(b.parameters())), strict=True):
+        torch.testing.assert_close(three - one, 2 * g)
+
+
+class Switches(nn.Module):
+    """x ~ B(net(z)), z of three Bernoulli switches, which have no rsample."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(3, 12).double(), nn.Linear(12, 3).double()
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", dist.Bernoulli(x.new_full((3,), 0.4)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", dist.Bernoulli(logits=self.encoder(x)).to_event(1))
+
+
+@pytest.mark.parametrize("structure", [vae, Switches], ids=["reparameterised", "discrete"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_points_learn_as_plain_parameters_do(name, structure, x):
+    """Under Delta, and without the prior, every estimator gives the very gradient of the plain structure."""
+    plain, x = structure(), x.double()
+    if structure is Switches and name not in ("RWS", "TVO"):
+        pytest.skip("needs an rsample")
+    b = BayesianWeights(plain, posterior=posteriors.Delta)
+    if name in ("AnalyticELBO", "FreeBits") or name == "PIWAE":
+        pytest.skip("refuses Delta, or gives draws of weights the guide's gradient alone")
+    for module, beta in ((plain, {"z1": 0.7}), (b, {"z1": 0.7} | {f"weights.{n}": 0.0 for n in b.names})):
+        torch.manual_seed(6)
+        Step(module, ESTIMATORS[name]())((x,), beta)
+    for n, p in plain.named_parameters():
+        torch.testing.assert_close(b.posterior(n).mu.grad, p.grad, msg=lambda m, n=n: f"{n}: {m}")
 
 
 def test_fit_anneals_weights_apart_from_latents(tiny):
@@ -387,6 +447,8 @@ def test_fit_anneals_weights_apart_from_latents(tiny):
     assert history[0].beta == {"z1": 0.5, "global": 0.25}
     with pytest.raises(ValueError, match="beta names \\['wieghts"):
         fit(b, tiny, epochs=1, beta={"wieghts.*": 0.25}, callbacks=())
+    with pytest.raises(ValueError, match="decide no site"):
+        fit(b, tiny, epochs=1, beta={"*": 1.0, "weights.*": 0.25}, callbacks=())
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda c: c.__name__)
@@ -527,8 +589,9 @@ def test_traced_step(options, x, traced_only):  # noqa: F811
 
 
 def test_subsampling_scales_the_copies_of_a_batch(x):
-    """N/B, whatever the number of draws: rows * scale is N."""
+    """The rows stand for B, or for the N that a subsample is of, whatever the number of draws."""
     b = BayesianWeights(vae(), num_weights=3)
+    assert ledger(b.model, b.guide, x.double()).rows == pytest.approx(7)
     with subsample(70):
         assert ledger(b.model, b.guide, x.double()).rows == pytest.approx(70)
 
@@ -551,6 +614,10 @@ def test_predictive_log_likelihood_averages_over_weights(x):
     torch.testing.assert_close(found.waic, each.mean(0) - each.var(0))
     with pytest.raises(ValueError, match="there are no draws"):
         predictive_log_likelihood([], x)
+    with pytest.raises(ValueError, match="give an iterable"):
+        predictive_log_likelihood(b, x)
+    with pytest.raises(ValueError, match=r"give bayesian.draw\(\)"):
+        log_likelihood(b, x)
 
 
 def test_pruning_removes_the_lowest_signal_to_noise():
@@ -585,6 +652,8 @@ def test_weights_in_four_numbers():
     assert found.uncertain == pytest.approx((ratio < 1).double().mean().item())
     assert found.kl == pytest.approx(kl_divergence(q(), p("")).item())
     assert weight_kl(b) == pytest.approx(sum(s.kl for s in weight_summary(b).values()))
+    b.num_weights = 3
+    assert weight_summary(b)["decoder.0.weight"].kl == pytest.approx(found.kl)
 
 
 def test_restarts_as_chains_of_arviz(x):
@@ -653,6 +722,55 @@ def test_swag_has_the_moments_of_the_path():
     assert ((products.mean(0) - covariance).abs() < 5 * products.std(0) / math.sqrt(3000)).all()
 
 
+def test_swag_keeps_small_variances_in_float32():
+    structure = nn.Linear(50, 1, bias=False)
+    swag = SWAG(structure, start=0)
+    for _ in range(60):
+        structure.weight.data.normal_(1.0, 1e-4)
+        swag.collect()
+    assert ((swag.squares / 60).sqrt() - 1e-4).abs().max() < 6e-5
+
+
+def test_the_laplace_approximation_reaches_every_layer_of_a_hierarchy(x):
+    structure = HierarchicalVAE(12, (4, 2), (8, 8), num_hidden=1, batch_norm=False)
+    b = laplace(BayesianWeights(structure, generative(structure, x), posterior=posteriors.Delta), x, size=10**5)
+    for name in b.names:
+        if name.endswith("weight"):
+            assert b.posterior(name).sigma.median() < 0.5, name
+
+
+def test_fan_in_of_other_layers():
+    layers = {
+        "linear": (nn.Linear(6, 3), 6),
+        "convolution": (nn.Conv2d(6, 4, 3), 54),
+        "transposed": (nn.ConvTranspose2d(6, 4, 3), 54),
+        "embedding": (nn.Embedding(10, 4), 1),
+    }
+    b = BayesianWeights(
+        nn.ModuleDict({n: layer for n, (layer, _) in layers.items()}), prior=partial(priors.Normal, over_fan_in=True)
+    )
+    for name, (_, fan_in) in layers.items():
+        assert b.prior(f"{name}.weight").scale.item() == pytest.approx(fan_in**-0.5)
+
+
+def test_the_generative_parameters_are_found_without_a_trace(x):
+    structure = VAE(12, 3, 8)
+    structure.decoder[1].eval()
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        generative(structure, x)
+    assert structure.training
+    assert not structure.decoder[1].training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prior_is_not_a_matter_of_the_checkpoint():
+    """Its settings are those that it was made with; what it has learned is loaded."""
+    b = BayesianWeights(vae(), prior=partial(priors.Normal, scale=0.1))
+    b.load_state_dict(BayesianWeights(vae()).state_dict())
+    assert b.prior("decoder.0.weight").scale.item() == pytest.approx(0.1)
+
+
 def test_swag_watches_fit(tiny):
     structure = VAE(12, 3, 8)
     swag = SWAG(structure, start=1)
@@ -695,3 +813,12 @@ def test_a_likelihood_that_made_the_data_is_calibrated(name):
     x = right.sample((500, 12))
     assert calibration([Decoder(right)], x, 1).error < 0.02
     assert calibration([Decoder(wrong)], x, 1).error > 0.1
+
+
+def test_calibration_says_what_it_cannot_read():
+    with pytest.raises(ValueError, match="likelihood is Poisson"):
+        calibration([Decoder(dist.Poisson(4.0))], torch.ones(5, 3))
+    with pytest.raises(ValueError, match="likelihood is StudentT"):
+        calibration([Decoder(dist.StudentT(4.0))], torch.ones(5, 3))
+    with pytest.raises(ValueError, match="between -3 and 1.7"):
+        reliability(torch.tensor([1.7, -3.0]), torch.ones(2))

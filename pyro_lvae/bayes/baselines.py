@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..callbacks import Callback
 from ..results import EpochMetrics
-from ..traces import evaluating, generate, guide_sites, log_densities
+from ..traces import evaluating, generate, guide_sites
 from .posteriors import MeanField
 from .priors import Normal
 from .weights import BayesianWeights
@@ -24,11 +24,12 @@ def laplace(
 ) -> BayesianWeights:
     r"""A diagonal Laplace approximation around the posterior means (MacKay 1992; Daxberger et al. 2021).
 
-        q(w_i) = N(w_i^MAP, 1 / (N F_i + 1/s_i^2)),  F_i = 1/B sum_b (d log p(x~_b | z_b, w) / dw_i)^2
+        q(w_i) = N(w_i^MAP, 1 / (N F_i + 1/s_i^2)),  F_i = 1/B sum_b (d/dw_i sum_s log p(s~_b | parents, w))^2
 
-    with z_b from the guide and x~_b drawn from the model, which makes F the Fisher information of the likelihood,
-    the diagonal of the Gauss-Newton matrix. Weights of the guide alone have F = 0 and keep the prior's width: leave
-    them points (`where=generative(structure, x)`).
+    over the sites s of the model, x and latents: their parents are the guide's draws, and s~ is drawn from the model
+    anew, which makes F the Fisher information of the model's conditionals, the diagonal of the Gauss-Newton
+    matrix. Weights of the guide alone have F = 0 and keep the prior's width: leave them points
+    (`where=generative(structure, x)`).
 
     Args:
         bayesian: trained, usually with `posterior=Delta`; priors must be `Normal`. Not changed.
@@ -55,24 +56,21 @@ def laplace(
         sigma = (size * fisher[name] + bayesian.prior(name).scale.detach() ** -2).rsqrt()
         q = MeanField(mean, 1)
         q.rho = nn.Parameter(sigma + torch.log(-torch.expm1(-sigma)))  # softplus(rho) = sigma
-        found.posteriors[name.replace(".", "/")] = q
+        found.put_posterior(name, q)
     return found
 
 
 def _fisher(structure: nn.Module, names: list[str], x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-    """Mean over rows of the squared gradient of log p(x~ | z, w), by parameter."""
+    """Mean over rows of the squared gradient of the model's log-density at its own draws, by parameter."""
     parameters = {n: p for n, p in structure.named_parameters() if n in names}
     squares = {n: torch.zeros_like(p) for n, p in parameters.items()}
     with evaluating(structure):
         for i in range(len(x)):
             args = (x[i : i + 1],) if y is None else (x[i : i + 1], y[i : i + 1])
             z = {name: value for name, (_, value) in guide_sites(structure, *args).items()}
-            drawn = generate(structure, args[0], z, *args[1:], draw_labels=True)
-            seen = [drawn[n][1].to(a) if n in drawn else a for n, a in zip("xy", args, strict=False)]
-            given = {name: value[None] for name, value in z.items()}
             with torch.enable_grad():
-                densities = log_densities(structure.model, given, *seen, num_particles=1)
-                log_p = sum(densities[n].sum() for n in "xy" if n in densities and n in drawn)
+                found = generate(structure, args[0], z, *args[1:], draw_labels=True)
+                log_p = sum(fn.log_prob(fn.sample()).sum() for fn, _ in found.values())
                 gradients = torch.autograd.grad(log_p, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
@@ -87,11 +85,11 @@ class SWAG(Callback):
 
     with the last K deviations from the running mean as the columns of D. Pass it to
     `fit(..., callbacks=[swag])`, with a learning rate that keeps the weights moving. The statistics of batch norm
-    are those of the end of training.
+    are those of the end of training. What was collected is in no checkpoint: a resumed run starts it anew.
 
     Args:
         structure: the one that is trained.
-        start: epoch from which weights are collected.
+        start: epochs after which weights are collected.
         rank: K, at most.
     """
 
@@ -99,7 +97,7 @@ class SWAG(Callback):
         if start < 0 or rank < 2:
             raise ValueError(f"start={start}, rank={rank}; start from epoch 0 or later, with a rank of at least 2")
         self.structure, self.start_epoch, self.rank = structure, start, rank
-        self.count, self.first, self.second = 0, None, None
+        self.count, self.first, self.squares = 0, None, None
         self.deviations: list[Tensor] = []
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
@@ -110,9 +108,12 @@ class SWAG(Callback):
     def collect(self) -> None:
         """Take in the weights as they stand."""
         w = torch.cat([p.flatten() for p in self._parameters(self.structure)])
-        n = self.count = self.count + 1
-        self.first = w.clone() if n == 1 else self.first + (w - self.first) / n
-        self.second = w.square() if n == 1 else self.second + (w.square() - self.second) / n
+        self.count += 1
+        if self.count == 1:
+            self.first, self.squares = w.clone(), torch.zeros_like(w)
+        before = w - self.first
+        self.first = self.first + before / self.count
+        self.squares = self.squares + before * (w - self.first)  # Welford's sum, which does not cancel
         self.deviations = [*self.deviations, w - self.first][-self.rank :]
 
     @torch.no_grad()
@@ -120,7 +121,7 @@ class SWAG(Callback):
         """A copy of the structure with a draw of its weights."""
         if self.count < 2:
             raise ValueError(f"SWAG has seen {self.count} set(s) of weights; train for more epochs after `start`")
-        spread = (self.second - self.first.square()).clamp_min(0).sqrt()
+        spread = (self.squares / self.count).sqrt()
         d = torch.stack(self.deviations, 1)
         low_rank = d @ torch.randn(d.shape[1], dtype=d.dtype, device=d.device) / math.sqrt(max(1, d.shape[1] - 1))
         w = self.first + (spread * torch.randn_like(spread) + low_rank) / math.sqrt(2)

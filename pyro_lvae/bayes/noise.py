@@ -4,7 +4,7 @@ Gradient noise of the weights' posterior, from one draw shared by a whole batch,
 datum anew has the same expectation and less noise:
 
     local reparameterization   y = N(x mu, x^2 sigma^2), the output drawn in place of the weights
-                               (Kingma et al. 2015, eq. 6)
+                               (Kingma et al. 2015, eq. 6); for linear layers, convolutions take flipout
     flipout                    y = x mu + ((x r) (w - mu)) s, random signs r and s a datum (Wen et al. 2018, eq. 4)
 
 Where the rows of an operation are not the data, one each, the shared draw is used as it is: it is right everywhere.
@@ -12,13 +12,14 @@ Where the rows of an operation are not the data, one each, the shared draw is us
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 Noise = Literal["shared", "local_reparameterization", "flipout"]
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -34,14 +35,23 @@ class Drawn:
         name: of the parameter.
         value: the draw, `[...]` or `[S, ...]`.
         mu, sigma: of its posterior, where that is Normal, entry by entry.
-        is_used: whether a layer has drawn noise of its own from it.
+        uses: "own", where a layer has drawn noise of its own from it; "shared", where the draw itself went somewhere.
     """
 
     name: str
     value: Tensor
     mu: Tensor | None = None
     sigma: Tensor | None = None
-    is_used: bool = False
+    uses: list[str] = field(default_factory=list)
+
+    def use(self, kind: str) -> None:
+        """Note a use; noise of its own goes with no other use, for then the weight would be two weights."""
+        self.uses.append(kind)
+        if "own" in self.uses and len(self.uses) > 1:
+            raise ValueError(
+                f"weight {self.name!r} is used twice for a datum, and each use would draw noise of its own: that is "
+                "not one weight; use noise='shared', or leave it out of where"
+            )
 
 
 class LayerNoise(TorchFunctionMode):
@@ -57,30 +67,30 @@ class LayerNoise(TorchFunctionMode):
         super().__init__()
         self.drawn = {id(d.value): d for d in drawn if d.mu is not None}
         self.rows = rows
-        self.layer = _locally_reparameterized if noise == "local_reparameterization" else _flipout
+        self.noise = noise
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func not in LAYERS:
+        used = [] if func in _HARMLESS else _among(self.drawn, args, kwargs)
+        if not used:
+            return func(*args, **kwargs)
+        is_own = func in LAYERS and self._is_of_data(func, args[0] if args else kwargs["input"])
+        for d in used:
+            d.use("own" if is_own else "shared")
+        if not is_own:
             return func(*args, **kwargs)
         x, weight, bias, args, kwargs = _read(args, kwargs)
         drawn = [self.drawn.get(id(t)) for t in (weight, bias)]
-        if not any(drawn) or not self._is_of_data(func, x):
-            return func(x, weight, bias, *args, **kwargs)
-        for d in filter(None, drawn):
-            if d.is_used:
-                raise ValueError(
-                    f"weight {d.name!r} is used twice for a datum, and each use would draw noise of its own: that is "
-                    "not one weight; use noise='shared', or leave it out of where"
-                )
-            d.is_used = True
         mu, sigma = zip(*map(_moments, (weight, bias), drawn), strict=True)
-        return self.layer(lambda *given: func(*given, *args, **kwargs), x, (weight, bias), mu, sigma)
+        # The pixels of a datum share the weights: drawn one by one they would not vary together.
+        is_local = self.noise == "local_reparameterization" and func is F.linear
+        layer = _locally_reparameterized if is_local else _flipout
+        return layer(lambda *given: func(*given, *args, **kwargs), x, (weight, bias), mu, sigma)
 
     def _is_of_data(self, func, x: Tensor) -> bool:
         """Whether each datum has one row of the input."""
         rows = x.shape[:-1] if func is F.linear else x.shape[:1]
-        return rows.numel() == self.rows and rows[-1] == self.rows
+        return len(rows) > 0 and rows.numel() == self.rows and rows[-1] == self.rows
 
 
 class ManyWeights(TorchFunctionMode):
@@ -106,18 +116,12 @@ class ManyWeights(TorchFunctionMode):
             if any(many):
                 return _many(func, x, weight, bias, many, self.batch, args, kwargs)
             return func(x, weight, bias, *args, **kwargs)
-        if func not in _HARMLESS:
-            self._refuse(func, args, kwargs)
+        if func not in _HARMLESS and (used := _among(self.drawn, args, kwargs)):
+            raise ValueError(
+                f"weight {used[0].name!r} goes into {getattr(func, '__name__', func)}, which cannot take several draws "
+                "of it: linear and convolutional layers can. Use num_weights=1, or leave it out of where"
+            )
         return func(*args, **kwargs)
-
-    def _refuse(self, func, args: tuple, kwargs: dict) -> None:
-        for t in (*args, *kwargs.values()):
-            if isinstance(t, Tensor) and id(t) in self.drawn:
-                raise ValueError(
-                    f"weight {self.drawn[id(t)].name!r} goes into {getattr(func, '__name__', func)}, which cannot "
-                    "take several draws of it: linear and convolutional layers can. Use num_weights=1, or leave it "
-                    "out of where"
-                )
 
 
 _HARMLESS = {
@@ -127,6 +131,11 @@ _HARMLESS = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "ndim", "grad_fn")),
     *(getattr(Tensor, name).__get__ for name in ("_version", "is_leaf", "layout", "is_cuda", "is_sparse")),
 }
+
+
+def _among(drawn: dict[int, Drawn], args: tuple, kwargs: dict) -> list[Drawn]:
+    """The weights that an operation is given."""
+    return [drawn[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in drawn]
 
 
 def _read(args: tuple, kwargs: dict) -> tuple:
@@ -174,6 +183,11 @@ def _many(func, x: Tensor, weight: Tensor, bias: Tensor | None, many, batch: int
 
 def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None, b: Drawn | None, batch: int):
     count = len((w or b).value)
+    if x.ndim < 2:
+        raise ValueError(
+            f"an input of shape {tuple(x.shape)} reaches a linear layer of which there are {count} draws of the "
+            "weights: each draw needs the rows of the data. Use num_weights=1, or leave that layer out of where"
+        )
     rows = _parts(x.flatten(0, -2), count, batch)  # [S, rows, in]
     weight = weight if w else weight.expand(count, *weight.shape)
     product = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)

@@ -28,8 +28,6 @@ class Prior(nn.Module):
 
     def __init__(self, value: Tensor, fan_in: int):
         super().__init__()
-        if value.ndim == 0:
-            raise ValueError("a weight must have at least one dim; leave scalars out of `where`")
         self.event_dim = value.ndim
         self.register_buffer("zeros", torch.zeros_like(value, requires_grad=False), persistent=False)
 
@@ -53,7 +51,7 @@ class _Scaled(Prior):
         if learned:
             self.log_scale = nn.Parameter(start)
         else:
-            self.register_buffer("log_scale", start)
+            self.register_buffer("log_scale", start, persistent=False)
 
     @property
     def scale(self) -> Tensor:
@@ -98,8 +96,8 @@ class ScaleMixture(Prior):
             raise ValueError(
                 f"pi={pi}, scale_1={scale_1}, scale_2={scale_2}; pi must lie between 0 and 1, and the scales above 0"
             )
-        self.register_buffer("pi", value.new_tensor(pi))
-        self.register_buffer("scales", value.new_tensor([scale_1, scale_2]))
+        self.register_buffer("pi", value.new_tensor(pi), persistent=False)
+        self.register_buffer("scales", value.new_tensor([scale_1, scale_2]), persistent=False)
 
     def forward(self, site: str) -> dist.TorchDistribution:
         return ScaleMixtureNormal(self.pi, self.scales, self.zeros.shape)
@@ -119,8 +117,8 @@ class HierarchicalPrecision(Prior):
         super().__init__(value, fan_in)
         if not (a > 0 and b > 0):
             raise ValueError(f"a={a}, b={b}; a Gamma distribution needs both above 0")
-        self.register_buffer("a", value.new_tensor(a))
-        self.register_buffer("b", value.new_tensor(b))
+        self.register_buffer("a", value.new_tensor(a), persistent=False)
+        self.register_buffer("b", value.new_tensor(b), persistent=False)
         self.precision = _LogNormal(value.new_tensor(math.log(fan_in)))
 
     def forward(self, site: str) -> dist.TorchDistribution:
@@ -135,7 +133,8 @@ class Horseshoe(Prior):
     r"""p(w_ij) = N(0, (tau lambda_j)^2), tau ~ C+(0, s), lambda_j ~ C+(0, 1): whole inputs j are switched off.
 
     (Carvalho et al. 2010; by groups of weights: Louizos et al. 2017, Ghosh et al. 2019.) Of a weight, dim 1 are the
-    inputs; a bias has a lambda for each entry. q(tau) and q(lambda) are log-normal.
+    inputs (of a transposed convolution the outputs); a bias has a lambda for each entry. q(tau) and q(lambda) are
+    log-normal.
 
     Args:
         scale: s; small for few inputs that count.
@@ -145,9 +144,9 @@ class Horseshoe(Prior):
         super().__init__(value, fan_in)
         if not scale > 0:
             raise ValueError(f"scale is {scale}; a half-Cauchy needs a positive one")
-        self.register_buffer("global_scale", value.new_tensor(scale))
+        self.register_buffer("global_scale", value.new_tensor(scale), persistent=False)
         shape = (1, value.shape[1], *[1] * (value.ndim - 2)) if value.ndim > 1 else value.shape
-        self.register_buffer("local_scale", value.new_ones(shape))
+        self.register_buffer("local_scale", value.new_ones(shape), persistent=False)
         self.tau = _LogNormal(value.new_tensor(-0.5 * math.log(fan_in)))
         self.lambda_ = _LogNormal(value.new_zeros(shape))
 

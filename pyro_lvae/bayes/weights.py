@@ -13,7 +13,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ..traces import CLOSED_FORM, guide_sites, log_densities
+from ..annealing import subsample
+from ..traces import CLOSED_FORM, evaluating, fixed_noise, guide_sites, log_densities
 from .distributions import DiagonalNormal, Draws
 from .noise import Drawn, LayerNoise, ManyWeights, Noise
 from .posteriors import MeanField, Posterior
@@ -44,8 +45,9 @@ class BayesianWeights(nn.Module):
         prior: `(value, fan_in) -> Prior`, of `pyro_lvae.bayes.priors`.
         posterior: `(value, fan_in) -> Posterior`, of `pyro_lvae.bayes.posteriors`.
         noise: how draws reach the layers while training: `"shared"`, one draw for the batch;
-            `"local_reparameterization"` or `"flipout"`, for each datum anew: unbiased too, with gradients that are
-            less noisy. These need `MeanField`, and act where a layer sees one row a datum (not K particles).
+            `"local_reparameterization"` (convolutions take flipout then too) or `"flipout"`, for each datum anew:
+            unbiased too, with gradients that are less noisy, but for batch norm, which mixes the data. These need
+            independent Normal entries, and act where a layer sees one row a datum (not K particles).
         num_weights: S draws while training, each for a copy of the batch, in batched products.
 
     Attributes:
@@ -53,6 +55,8 @@ class BayesianWeights(nn.Module):
 
     Raises:
         ValueError: `where` fits no parameter, or what it fits cannot be treated so.
+
+    Batch norm in training mode sees the rows of all S draws together.
     """
 
     def __init__(
@@ -99,9 +103,16 @@ class BayesianWeights(nn.Module):
         """The posterior of a parameter."""
         return self.posteriors[_key(name)]
 
+    def put_posterior(self, name: str, posterior: Posterior) -> None:
+        """Give a parameter another posterior."""
+        self.posteriors[_key(name)] = posterior
+
     def model(self, x: Tensor, y: Tensor | None = None):
         """p(w) p(x, z | w) for `x` of `[B, D]`."""
-        return self._run(self.structure.model, self.weights_of_model(), x, y)
+        try:
+            return self._run(self.structure.model, self.weights_of_model(), x, y)
+        finally:
+            self._drawn = []  # what was drawn belongs to one step
 
     def guide(self, x: Tensor, y: Tensor | None = None):
         """q(w) q(z | x, w) for `x` of `[B, D]`."""
@@ -148,8 +159,13 @@ class BayesianWeights(nn.Module):
 
     def _run(self, fn: Callable, weights: dict[str, Tensor], x: Tensor, y: Tensor | None):
         count = self.num_weights if self.training else 1
+        batch = len(x)
         x, y = (t if t is None or count == 1 else t.repeat(count, *[1] * (t.ndim - 1)) for t in (x, y))
-        with self._using(weights), self._handler(weights, len(x)):
+        with ExitStack() as stack:
+            stack.enter_context(self._using(weights))
+            stack.enter_context(self._handler(weights, len(x)))
+            if count > 1:
+                stack.enter_context(subsample(batch))  # S copies of the rows stand for the rows
             return fn(x) if y is None else fn(x, y)
 
     def _handler(self, weights: dict[str, Tensor], rows: int):
@@ -175,15 +191,12 @@ class BayesianWeights(nn.Module):
                     module._parameters[attribute] = None
 
     def _check_noise(self) -> None:
-        odd = [n for n in self.names if not isinstance(self.posterior(n), MeanField) or self._is_correlated(n)]
+        odd = [n for n in self.names if not isinstance(self.posterior(n)(), DiagonalNormal)]
         if self.noise != "shared" and odd:
             raise ValueError(
                 f"noise={self.noise!r} needs independent Normal entries, and the posterior of {odd[0]!r} is "
                 f"{type(self.posterior(odd[0])).__name__}; use MeanField, or noise='shared'"
             )
-
-    def _is_correlated(self, name: str) -> bool:
-        return not isinstance(self.posterior(name)(), DiagonalNormal)
 
     def __getstate__(self) -> dict:
         # What was drawn belongs to one step: copies and pickles start without it.
@@ -203,6 +216,8 @@ def chosen_parameters(structure: nn.Module, where: Where) -> dict[str, nn.Parame
         chosen = {n: p for n, p in named.items() if any(_fits(n, pattern) for pattern in patterns)}
     if not chosen:
         raise ValueError(f"where chooses none of the parameters {', '.join(named) or '(there are none)'}")
+    if scalars := [n for n, p in chosen.items() if p.ndim == 0]:
+        raise ValueError(f"{scalars[0]!r} is a scalar, and a weight has at least one dim; leave it out of where")
     recurrent = [n for n, m in structure.named_modules() if isinstance(m, nn.RNNBase)]
     if odd := [n for n in chosen if n.rpartition(".")[0] in recurrent]:
         raise ValueError(f"{odd[0]!r} is of a recurrent layer, which keeps its weights flat; leave it out of where")
@@ -212,15 +227,11 @@ def chosen_parameters(structure: nn.Module, where: Where) -> dict[str, nn.Parame
 def generative(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> list[str]:
     """Names of the parameters theta that p(x, z) depends on, found by running model and guide on a few rows."""
     args = (x[:2],) if y is None else (x[:2], y[:2])
-    was_training = structure.training
-    structure.eval()
-    try:
+    named = {n: p for n, p in structure.named_parameters() if p.requires_grad}
+    with evaluating(structure), fixed_noise(x.device), torch.enable_grad():
         values = {name: value.detach()[None] for name, (_, value) in guide_sites(structure, *args).items()}
         log_p = sum(v.sum() for v in log_densities(structure.model, values, *args, num_particles=1).values())
-    finally:
-        structure.train(was_training)
-    named = {n: p for n, p in structure.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(log_p, list(named.values()), allow_unused=True)
+        found = torch.autograd.grad(log_p, list(named.values()), allow_unused=True)
     return [n for n, g in zip(named, found, strict=True) if g is not None]
 
 
@@ -229,7 +240,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "/")  # a ModuleDict admits no dots
+    return f"of/{name.replace('.', '/')}"  # a ModuleDict admits no dots, and no name of its own
 
 
 def _places(structure: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
@@ -239,9 +250,14 @@ def _places(structure: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Modu
 
 def _fan_in(structure: nn.Module) -> dict[str, int]:
     """{parameter: inputs of a unit of its layer}; a bias shares its weight's."""
-    found = {}
-    for name, p in structure.named_parameters():
-        weight = getattr(structure.get_submodule(name.rpartition(".")[0]), "weight", None)
-        of = weight if isinstance(weight, Tensor) and p.ndim < 2 <= weight.ndim else p
-        found[name] = of[0].numel() if of.ndim > 1 else max(1, of.numel())
-    return found
+    return {n: _inputs(structure.get_submodule(n.rpartition(".")[0]), p) for n, p in structure.named_parameters()}
+
+
+def _inputs(layer: nn.Module, p: Tensor) -> int:
+    weight = getattr(layer, "weight", None)
+    if isinstance(layer, nn.Embedding):
+        return 1  # an entry is looked up, not added up
+    of = weight if isinstance(weight, Tensor) and p.ndim < 2 <= weight.ndim else p
+    if getattr(layer, "transposed", False) and of.ndim > 1:
+        of = of.transpose(0, 1)
+    return of[0].numel() if of.ndim > 1 else max(1, of.numel())

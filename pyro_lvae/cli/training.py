@@ -98,7 +98,7 @@ def train(
     together = processes()
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
-    module = _build(structure, bayesian, dataset, supervised)
+    module = _build(structure, bayesian, dataset)
     name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None
@@ -132,7 +132,7 @@ def train(
     return summary
 
 
-def _build(structure: Callable, bayesian: Callable | None, data: Dataset, supervised: bool) -> nn.Module:
+def _build(structure: Callable, bayesian: Callable | None, data: Dataset) -> nn.Module:
     """The structure for the data, on its device; and a posterior around its weights, if that was asked for."""
     module = structure(data.x_dim).to(data.x_train.device)
     if bayesian is None:
@@ -163,7 +163,7 @@ def open_run(folder: str, device: str | None) -> Run:
     parser = train_parser()
     options = parser.instantiate(parser.parse_path(path))
     data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
-    structure = _build(options.structure, options.bayesian, data, options.supervised)
+    structure = _build(options.structure, options.bayesian, data)
     return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], options.supervised).load()
 
 

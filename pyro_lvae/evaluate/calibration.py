@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..traces import evaluating, ledger
 from .chunks import check_rows
@@ -42,6 +43,10 @@ def reliability(probabilities: Tensor, outcomes: Tensor, num_bins: int = 15) -> 
         raise ValueError(
             f"probabilities of shape {tuple(probabilities.shape)}, outcomes of {tuple(outcomes.shape)}, {num_bins} "
             "bins; expected one outcome each, and at least one bin"
+        )
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError(
+            f"probabilities lie between {probabilities.min():g} and {probabilities.max():g}; expected 0 to 1"
         )
     p, outcomes = probabilities.detach().flatten().double(), outcomes.detach().flatten().double()
     bins = (p * num_bins).long().clamp(0, num_bins - 1)
@@ -80,10 +85,24 @@ def _predicted(structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: i
     """Mean over z of the probability of a 1, or of F(x): `[N, D]`; and which of the two it is."""
     x, y = check_rows(structure, x, y)
     args = (x,) if y is None else (x, y)
-    total, support = torch.zeros_like(x), None
+    total = torch.zeros_like(x)
     with evaluating(structure):
         for _ in range(num_samples):
             p = ledger(structure.model, structure.guide, *args)["x"].p
-            support = getattr(p, "base_dist", p).support
-            total += p.mean if support.is_discrete else p.base_dist.cdf(x)
-    return total / num_samples, support.is_discrete
+            entries = getattr(p, "base_dist", p)
+            is_binary = entries.support is constraints.boolean
+            total += entries.mean if is_binary else _below(entries, x)
+    return total / num_samples, is_binary
+
+
+def _below(entries, x: Tensor) -> Tensor:
+    """F(x), entry by entry."""
+    try:
+        if not entries.support.is_discrete and entries.batch_shape[-1:] == x.shape[-1:]:
+            return entries.cdf(x)
+    except NotImplementedError:
+        pass
+    raise ValueError(
+        f"the likelihood is {type(entries).__name__}; calibration reads binary entries, or independent continuous ones "
+        "with a cdf"
+    )

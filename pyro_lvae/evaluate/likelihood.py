@@ -72,5 +72,6 @@ def refuse_global_sites(sites: Ledger) -> None:
     if sites.global_sites:
         raise ValueError(
             f"site(s) {', '.join(map(repr, sites.global_sites))} lie outside the data plate: p(x) of one datum then "
-            "depends on a draw that all data share. Condition them first (poutine.condition)"
+            "depends on a draw that all data share. Condition them first (poutine.condition); of BayesianWeights, give "
+            "bayesian.draw() or bayesian.mean(), or take predictive_log_likelihood"
         )

@@ -33,7 +33,10 @@ class Predictive:
 
     @property
     def waic(self) -> Tensor:
-        """E[log p(x|w)] - Var[log p(x|w)]: low where x is unlikely or the draws differ (Choi et al. 2018)."""
+        """E[log p(x|w)] - Var[log p(x|w)], of two draws or more: low where x is unlikely or the draws differ.
+
+        (Choi et al. 2018.)
+        """
         return self.conditional - self.log_likelihoods.var(0)
 
     @property
@@ -64,6 +67,8 @@ def predictive_log_likelihood(
     Raises:
         ValueError: there is no draw; or a draw has global sites itself (pass `bayesian.draw()`, not `bayesian`).
     """
+    if isinstance(draws, nn.Module):
+        raise ValueError("draws is one module; give an iterable of structures: [bayesian.draw() for _ in range(10)]")
     found = [log_likelihood(structure, x, num_samples, y=y, memory=memory, compile=False) for structure in draws]
     if not found:
         raise ValueError("there are no draws; give at least one structure with its weights")
@@ -120,7 +125,7 @@ def weight_summary(bayesian: BayesianWeights) -> dict[str, LayerSummary]:
     """{parameter: its posterior in four numbers}. Raises `ValueError` as `signal_to_noise`."""
     with torch.no_grad():
         sites = ledger(bayesian.weights_of_model, bayesian.weights_of_guide)
-        kl = {n: sites[PREFIX + n].kl().item() for n in bayesian.names}
+        kl = {n: (site.beta * site.kl()).item() for n in bayesian.names for site in [sites[PREFIX + n]]}
     return {
         n: LayerSummary(r.numel(), r.median().item(), (r < 1).float().mean().item(), kl[n])
         for n, r in signal_to_noise(bayesian).items()

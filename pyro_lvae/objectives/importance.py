@@ -119,8 +119,11 @@ class MIWAE(LedgerELBO):
         self.num_outer, self.num_inner = num_outer, num_inner
 
     def bound(self, sites: Ledger) -> Tensor:
+        return sites.total(self._outer_mean(sites))
+
+    def _outer_mean(self, sites: Ledger) -> Tensor:
         log_w = sites.local_log_weight()
-        return sites.total(renyi_mean(log_w.unflatten(0, (self.num_outer, self.num_inner))).mean(0))
+        return renyi_mean(log_w.unflatten(0, (self.num_outer, self.num_inner))).mean(0)
 
 
 class PIWAE(MIWAE):
@@ -129,7 +132,7 @@ class PIWAE(MIWAE):
         d/d theta log 1/(MK) sum_mk w_mk,   d/d phi 1/M sum_m log 1/K sum_k w_mk
 
     Its value is the tighter bound. Networks that model and guide share get either gradient for
-    either use of them.
+    either use of them, and draws of global sites get the guide's.
 
     Args:
         num_outer: M.
@@ -144,10 +147,10 @@ class PIWAE(MIWAE):
     def objective(self, sites: Ledger) -> Tensor:
         for_guide, bound = super().bound(sites), self.bound(sites)
         gradients = gradients_at_draws(for_guide, sites.draws)
-        # log p gets the gradient of `bound`, log q and the draws that of `for_guide`.
-        log_p = self.bound(sites.without_scores())
-        log_q = super().bound(sites.scores_alone())
-        return replace_at_draws(with_value(log_p + log_q, bound), sites.draws, gradients)
+        # log p gets the gradient of `bound`, log q and the draws that of `for_guide`; global sites count once.
+        log_p = renyi_mean(sites.without_scores().local_log_weight())
+        log_q = self._outer_mean(sites.scores_alone())
+        return replace_at_draws(with_value(sites.total(log_p + log_q), bound), sites.draws, gradients)
 
 
 class RWS(LedgerELBO):
@@ -157,7 +160,7 @@ class RWS(LedgerELBO):
 
     The model climbs the bound of `IWAE`; the guide goes down the inclusive KL(p(z|x) || q(z|x)), whose
     gradient needs no reparameterisation: discrete sites in the guide are welcome, and the guide
-    does not get worse as K grows. Global sites learn by the reparameterised gradient of the bound.
+    does not get worse as K grows. Draws of global sites get the gradient of either at given local draws.
 
     Args:
         num_particles: K; 2 at least, for a single weight is 1 whatever it weighs.
@@ -178,7 +181,8 @@ class RWS(LedgerELBO):
         bound = self.bound(sites)
         weights = sites.local_log_weight().detach().softmax(0)
         wake_phi = sites.plate_scale() * (weights * sites.local_log_q()).sum()
-        return _at_fixed_draws(self.bound(sites.without_scores()) + wake_phi, bound, sites)
+        model = sites.total(renyi_mean(sites.without_scores().local_log_weight()))
+        return _at_fixed_draws(model + wake_phi, bound, sites)
 
 
 class TVO(LedgerELBO):
@@ -192,7 +196,7 @@ class TVO(LedgerELBO):
         d E_pi_t[log w] = E_pi_t[d log w] + Cov_pi_t(d log(q w^t), log w),
 
     which needs no reparameterisation: discrete sites in the guide are welcome. The sum of a finite number of draws
-    has a bias of the order of 1/S. Global sites learn by the reparameterised gradient.
+    has a bias of the order of 1/S. Draws of global sites get the same gradient, at given local draws.
 
     Args:
         num_particles: S.
@@ -235,9 +239,9 @@ class TVO(LedgerELBO):
 
 
 def _at_fixed_draws(gradient_of: Tensor, bound: Tensor, sites: Ledger) -> Tensor:
-    """`bound` with another gradient, which leaves local draws alone; global ones get that of `bound`."""
-    shared = {name: z for name, z in sites.draws.items() if not sites[name].is_local}
-    return replace_at_draws(with_value(gradient_of, bound), sites.draws, gradients_at_draws(bound, shared))
+    """`bound` with another gradient, which leaves local draws alone."""
+    local = {name: z for name, z in sites.draws.items() if sites[name].is_local}
+    return replace_at_draws(with_value(gradient_of, bound), local, {})
 
 
 def _check_counts(num_outer: int, num_inner: int) -> None:
