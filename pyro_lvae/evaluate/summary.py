@@ -30,8 +30,8 @@ def summarize(
 ) -> Summary:
     """Evaluate a trained structure on the test set; random numbers come from torch's default generator.
 
-    Of `BayesianWeights`, the log-likelihood is averaged over draws of the weights, the ELBOs are means over them, and KL
-    per layer and active units are those at the posterior mean.
+    Of `BayesianWeights`, the log-likelihood is averaged over draws of the weights, the ELBOs are means over them, and
+    KL per layer and active units are those at the posterior mean.
 
     Args:
         history: what `fit` returned.

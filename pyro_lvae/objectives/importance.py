@@ -181,8 +181,9 @@ class RWS(LedgerELBO):
         bound = self.bound(sites)
         weights = sites.local_log_weight().detach().softmax(0)
         wake_phi = sites.plate_scale() * (weights * sites.local_log_q()).sum()
-        model = sites.total(renyi_mean(sites.without_scores().local_log_weight()))
-        return _at_fixed_draws(model + wake_phi, bound, sites)
+        wake_theta = renyi_mean(sites.without_scores().local_log_weight())
+        objective = self.bound(sites.without_scores()) + wake_phi
+        return _at_fixed_draws(objective, sites.total(wake_theta) + wake_phi, bound, sites)
 
 
 class TVO(LedgerELBO):
@@ -235,13 +236,15 @@ class TVO(LedgerELBO):
             pi = (a * log_w.detach()).softmax(0)
             centred = log_w.detach() - (pi * log_w.detach()).sum(0)
             per_datum = per_datum + (b - a) * (pi * (log_w + centred * (log_q + a * log_w))).sum(0)
-        return _at_fixed_draws(sites.total(per_datum), self.bound(sites), sites)
+        return _at_fixed_draws(sites.total(per_datum), sites.total(per_datum), self.bound(sites), sites)
 
 
-def _at_fixed_draws(gradient_of: Tensor, bound: Tensor, sites: Ledger) -> Tensor:
-    """`bound` with another gradient, which leaves local draws alone."""
+def _at_fixed_draws(gradient_of: Tensor, at_shared: Tensor, bound: Tensor, sites: Ledger) -> Tensor:
+    """`bound` with another gradient, which leaves local draws alone; global ones get that of `at_shared`."""
     local = {name: z for name, z in sites.draws.items() if sites[name].is_local}
-    return replace_at_draws(with_value(gradient_of, bound), local, {})
+    shared = {name: z for name, z in sites.draws.items() if name not in local}
+    gradients = gradients_at_draws(replace_at_draws(at_shared, local, {}), shared)
+    return replace_at_draws(with_value(gradient_of, bound), sites.draws, gradients)
 
 
 def _check_counts(num_outer: int, num_inner: int) -> None:

@@ -24,7 +24,7 @@ class STL(LedgerELBO):
     The score has mean zero, so nothing is lost but its variance: where q is the exact posterior, the guide's
     gradient is exactly 0 in every sample. In a hierarchy q(z_j|z_i) depends on z_i too, and that
     way through log q stays; taking all of log q's parameters as constants, as is often done,
-    would be unbiased but noisy at the optimum.
+    would be unbiased but noisy at the optimum. (So does the way through global draws, such as weights of the guide.)
 
     Args:
         num_particles: K draws, averaged.
