@@ -196,7 +196,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0], help="of the training rows")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="all if left out")
-    parser.add_argument("--steps", type=int, default=3000, help="of training, for each")
+    parser.add_argument("--steps", type=int, default=2000, help="of training, for each")
     parser.add_argument("--lr", type=float, default=2e-3, help="of Adam; it falls to a hundredth by a cosine")
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--hidden", type=int, default=500)
