@@ -60,6 +60,7 @@ class ProgressBar(Callback):
     def on_epoch(self, metrics: EpochMetrics) -> None:
         beta = min(metrics.beta.values(), default=1)
         note = "" if beta == 1 else f"  β {beta:.2f}"
+        note += f"  KL(w) {metrics.global_kl:.1f}" if metrics.global_kl else ""
         elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
         self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)
 

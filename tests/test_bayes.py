@@ -747,6 +747,7 @@ def test_fan_in_of_other_layers():
         "convolution": (nn.Conv2d(6, 4, 3), 54),
         "transposed": (nn.ConvTranspose2d(6, 4, 3), 54),
         "embedding": (nn.Embedding(10, 4), 1),
+        "gain": (nn.BatchNorm1d(7), 1),
     }
     b = BayesianWeights(
         nn.ModuleDict({n: layer for n, (layer, _) in layers.items()}), prior=partial(priors.Normal, over_fan_in=True)

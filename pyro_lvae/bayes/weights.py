@@ -51,7 +51,7 @@ class BayesianWeights(nn.Module):
         num_weights: S draws while training, each for a copy of the batch, in batched products.
 
     Attributes:
-        priors, posteriors: by parameter.
+        priors, posteriors: their modules; `prior(name)` and `posterior(name)` give that of a parameter.
 
     Raises:
         ValueError: `where` fits no parameter, or what it fits cannot be treated so.
@@ -260,4 +260,4 @@ def _inputs(layer: nn.Module, p: Tensor) -> int:
     of = weight if isinstance(weight, Tensor) and p.ndim < 2 <= weight.ndim else p
     if getattr(layer, "transposed", False) and of.ndim > 1:
         of = of.transpose(0, 1)
-    return of[0].numel() if of.ndim > 1 else max(1, of.numel())
+    return of[0].numel() if of.ndim > 1 else 1  # a gain of batch norm has one input
