@@ -5,6 +5,7 @@ from torch import nn
 
 from pyro_lvae import (
     VAE,
+    BayesianWeights,
     HierarchicalVAE,
     LadderVAE,
     active_units,
@@ -25,6 +26,7 @@ from pyro_lvae.traces import evaluating, ledger
 
 
 def test_every_evaluation_works_on_every_structure(structure, x):
+    structure = structure.draw() if isinstance(structure, BayesianWeights) else structure
     layers = getattr(structure, "num_layers", 1)
     assert log_likelihood(structure, x, 10).shape == elbo(structure, x, 3).shape == (7,)
     assert list(kl_per_layer(structure, x)) == [f"z{i + 1}" for i in range(layers)]
