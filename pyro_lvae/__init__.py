@@ -27,7 +27,8 @@ _NAMES = {
     "KLBalanced LedgerELBO Renyi SampledELBO",
     "optim": "FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
-    "structures": "VAE GaussianHierarchy HierarchicalVAE LadderVAE Structure",
+    "structures": "AE VAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE MixturePrior "
+    "SparseVAE Structure VaDE VampPrior",
     "svi": "for_svi",
     "traces": "ledger",
     "train": "fit",

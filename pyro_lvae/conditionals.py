@@ -82,6 +82,55 @@ class Normal(nn.Module):
         return normal(*self.moments(h))
 
 
+class Point(nn.Module):
+    """A point mass: h -> delta(W h + b), the code of an autoencoder; its log-density counts as 0.
+
+    Args:
+        in_dim: size of the features `[..., in_dim]`.
+        out_dim: size of the variable.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.point = linear(in_dim, out_dim)
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        return dist.Delta(self.point(h)).to_event(1)
+
+
+class GaussianMixture(nn.Module):
+    r"""A mixture without inputs, the prior of a latent layer: () -> sum_c pi_c N(mu_c, diag(sigma^2_c)).
+
+        pi = softmax(w),  sigma^2_c = exp(s_c) + min_variance
+
+    Args:
+        size: size of the variable.
+        num_components: C.
+        spread: standard deviation of the means at first.
+        min_variance: floor of the variances.
+
+    Attributes:
+        logits: w, `[C]`; `loc`: mu, `[C, size]`; `log_variance`: s, `[C, size]`.
+    """
+
+    def __init__(self, size: int, num_components: int = 10, *, spread: float = 1.0, min_variance: float = 1e-5):
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; a mixture has at least 1")
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(spread * torch.randn(num_components, size))
+        self.log_variance = nn.Parameter(torch.zeros(num_components, size))
+        self.min_variance = min_variance
+
+    def forward(self) -> dist.TorchDistribution:
+        return mixture(self.logits, normal(self.loc, self.log_variance.exp() + self.min_variance))
+
+
+def mixture(logits: Tensor, components: dist.TorchDistribution) -> dist.TorchDistribution:
+    """sum_c softmax(logits)_c components_c, for components of batch shape `[C]`."""
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+
 def normal(mu: Tensor, variance: Tensor) -> dist.TorchDistribution:
     """N(mu, variance), independent over the last dim, which is the event dim."""
     return dist.Normal(mu, variance.sqrt()).to_event(1)

@@ -39,6 +39,11 @@ def check(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
         raise ContractError(structure, broken)
 
 
+def takes_labels(structure: nn.Module) -> bool:
+    """Whether a structure says that it is conditional on labels (`takes_labels = True`)."""
+    return bool(getattr(structure, "takes_labels", False))
+
+
 def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
     if faults := list(_not_runnable(structure, x)):
         yield from faults

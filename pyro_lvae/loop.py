@@ -85,6 +85,7 @@ class Loop:
         self.compile, self.compiled, self.trial = compile, None, []
         self.planned, self.callbacks = (0, math.inf), []
         self.out = out
+        self.told = [m for m in structure.modules() if callable(getattr(m, "advance", None))]
         self.device = data.x_train.device
         self.epoch, self.batch, self.step, self.order = 0, 0, 0, None
         self.seconds, self.epoch_seconds = 0.0, 0.0
@@ -190,6 +191,8 @@ class Loop:
 
     def optimise(self, args: tuple) -> None:
         """One step on a batch; raises `NonFiniteLoss` before it would do harm."""
+        for module in self.told:
+            module.advance(self.step, self.epoch)
         loss, norm = self._gradient(args) if self.processes.size == 1 else self._added_up(args)
         if self.waits:
             self._refuse(args, loss, norm)

@@ -6,7 +6,8 @@ themselves; batch norm does not, so the version here flattens the leading dims a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ class MLP(nn.Sequential):
 
     Args:
         in_dim: size of the last dim of the input, `[..., in_dim]`.
-        hidden_dim: width of every layer, and of the output `[..., hidden_dim]`.
-        num_layers: number of hidden layers.
+        hidden_dim: width of every layer, and of the output `[..., hidden_dim]`; or a width for each.
+        num_layers: number of hidden layers, where `hidden_dim` is one width.
         batch_norm: normalise before each activation; the linear layers then have no bias.
         activation: makes the nonlinearity.
 
@@ -70,18 +71,18 @@ class MLP(nn.Sequential):
     def __init__(
         self,
         in_dim: int,
-        hidden_dim: int,
+        hidden_dim: int | Sequence[int],
         num_layers: int = 2,
         *,
         batch_norm: bool = True,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
     ):
         layers: list[nn.Module] = []
-        for _ in range(num_layers):
-            layers.append(linear(in_dim, hidden_dim, bias=not batch_norm))
-            layers.extend([BatchNorm(hidden_dim)] if batch_norm else [])
+        for width in [hidden_dim] * num_layers if isinstance(hidden_dim, int) else hidden_dim:
+            layers.append(linear(in_dim, width, bias=not batch_norm))
+            layers.extend([BatchNorm(width)] if batch_norm else [])
             layers.append(activation())
-            in_dim = hidden_dim
+            in_dim = width
         super().__init__(*layers)
         self.out_dim = in_dim
 
@@ -119,3 +120,15 @@ class Shared(nn.Module):
     def __getstate__(self) -> dict:
         # A kept answer belongs to one step: copies and pickles start without it.
         return {**self.__dict__, "_kept": None}
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for as long as a block lasts; every submodule's own mode is restored afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training

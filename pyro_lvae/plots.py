@@ -11,9 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from .contract import takes_labels
 from .data import Dataset
 from .evaluate import (
     Activity,
+    can_generate,
     interpolate,
     manifold,
     planar_layer,
@@ -201,11 +203,11 @@ def _families(rows: list[EstimatorQuality]) -> dict[str, list[EstimatorQuality]]
 
 
 def draw(
-    structure: nn.Module, data: Dataset, history: list[EpochMetrics], *, supervised: bool = False
+    structure: nn.Module, data: Dataset, history: list[EpochMetrics], *, supervised: bool | None = None
 ) -> dict[str, Figure]:
     """Every picture that suits the structure and the data: {name: figure}."""
     x, labels = data.test_rows(MAX_POINTS)
-    y = labels if supervised else None
+    y = labels if (takes_labels(structure) if supervised is None else supervised) else None
     figures = {"elbo": elbo_curves(history), "kl_per_layer": kl_curves(history)} if history else {}
     activity = posterior_activity(structure, x, num_samples=20, y=y)
     figures |= {"active_units": active_units(activity), "pca": pca(posterior_samples(structure, x, y=y), labels)}
@@ -235,12 +237,12 @@ def _pictures(structure: nn.Module, data: Dataset, y: Tensor | None) -> dict[str
     x, count = data.x_test, min(64, len(data.x_test))
     if y is not None:
         y = y[:count]
-    samples = sample_prior(structure, count, x, y=y)
     first = slice(0, min(10, len(x)))
-    figures = {
-        "samples": image_grid(samples, data.shape, 8, "E[x | z] with z from the prior"),
-        "reconstructions": reconstructions(structure, x[first], data.shape, None if y is None else y[first]),
-    }
+    of_first = reconstructions(structure, x[first], data.shape, None if y is None else y[first])
+    figures = {"reconstructions": of_first}
+    if can_generate(structure, x, y):
+        samples = sample_prior(structure, count, x, y=y)
+        figures["samples"] = image_grid(samples, data.shape, 8, "E[x | z] with z from the prior")
     if y is None and len(x) > 1:
         figures["interpolations"] = interpolations(structure, x[:6], data.shape)
     if y is None and planar_layer(structure, x) is not None:

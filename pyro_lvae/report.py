@@ -101,8 +101,9 @@ def _subtitle(s: Summary) -> str:
 
 def _numbers(s: Summary) -> str:
     error = "" if s.test_log_likelihood_stderr is None else f" ± {s.test_log_likelihood_stderr:.2f}"
+    log_p = "none" if s.test_log_likelihood is None else f"{s.test_log_likelihood:.2f}"
     items = [
-        (f"{s.test_log_likelihood:.2f}", f"test log p(x){error}"),
+        (log_p, f"test log p(x){error}"),
         (f"{s.test_elbo:.2f}", "test ELBO"),
         (f"{s.train_elbo:.2f}", "train ELBO"),
         (f"{sum(s.kl_per_layer.values()):.2f}", "KL of all layers"),

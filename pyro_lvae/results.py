@@ -51,7 +51,7 @@ class Summary:
         epochs, seconds, images_per_second: of training.
         num_parameters: trainable scalars.
         train_elbo, test_elbo: ELBO at beta = 1, in evaluation mode.
-        test_log_likelihood: importance-sampled log p(x), mean over `num_images` test rows.
+        test_log_likelihood: importance-sampled log p(x), mean over `num_images` test rows; `None` for an autoencoder.
         test_log_likelihood_stderr: standard error of that mean over the rows; `None` for a single one.
         num_samples: importance samples a row.
         num_images: how many test rows the log-likelihood used.
@@ -73,7 +73,7 @@ class Summary:
     num_parameters: int
     train_elbo: float
     test_elbo: float
-    test_log_likelihood: float
+    test_log_likelihood: float | None
     test_log_likelihood_stderr: float | None
     num_samples: int
     num_images: int
@@ -85,9 +85,6 @@ class Summary:
 
     def rows(self) -> list[tuple[str, str]]:
         """The table of results, as (label, value)."""
-        error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
-        log_p = f"{self.test_log_likelihood:.2f}{error} nats"
-        over = f", averaged over {self.num_draws} draws of the weights" if self.num_draws else ""
         given = f" (mean of {self.num_draws}, each given its weights)" if self.num_draws else ""
         kl_of_weights = [("KL of the weights", f"{self.weight_kl:.2f} nats a training datum")] if self.num_draws else []
         return [
@@ -97,11 +94,19 @@ class Summary:
             ("speed", f"{self.images_per_second:,.0f} images/s"),
             ("train ELBO", f"{self.train_elbo:.2f} nats{given}"),
             ("test ELBO", f"{self.test_elbo:.2f} nats{given}"),
-            ("test log p(x)", f"{log_p} ({self.num_samples:,} samples, {self.num_images:,} images{over})"),
+            ("test log p(x)", self._log_p()),
             *kl_of_weights,
             ("KL per layer", "  ".join(f"{k} {v:.2f}" for k, v in self.kl_per_layer.items())),
             ("active units", "  ".join(f"{k} {v}/{self.units[k]}" for k, v in self.active_units.items())),
         ]
+
+    def _log_p(self) -> str:
+        if self.test_log_likelihood is None:
+            return "none: codes are points"
+        error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
+        over = f", averaged over {self.num_draws} draws of the weights" if self.num_draws else ""
+        samples = f"({self.num_samples:,} samples, {self.num_images:,} images{over})"
+        return f"{self.test_log_likelihood:.2f}{error} nats {samples}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .annealing import Schedule, as_schedule
 from .callbacks import Callback, JSONLines, ProgressBar
-from .contract import check
+from .contract import check, takes_labels
 from .data import DataError, Dataset
 from .distributed import processes
 from .loop import CHECKPOINT, METRICS, Loop
@@ -42,7 +42,7 @@ def fit(
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
-    supervised: bool = False,
+    supervised: bool | None = None,
     monitor_size: int = 1000,
     device: str | torch.device | None = None,
     compile: bool | Literal["auto"] = "auto",
@@ -78,7 +78,7 @@ def fit(
         lr_scheduler: makes a `torch.optim` scheduler from the optimiser; stepped once an epoch.
         clip_norm: largest global norm of the gradient of the loss.
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
-        supervised: pass the labels to `model` and `guide` as y.
+        supervised: pass the labels to `model` and `guide` as y; left out, where the structure says that it takes them.
         monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
         device: where to train; the structure's own device if left out.
         compile: trace the step through Pyro once and run it as one compiled graph; "auto" does so where
@@ -103,6 +103,7 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
     """
     out, together = None if out is None else Path(out), processes()
+    supervised = takes_labels(structure) if supervised is None else supervised
     _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised)
     if together.is_first:
         _check_folder(out, resume, overwrite)
@@ -161,7 +162,7 @@ def _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkp
     if not isinstance(data, Dataset):
         raise DataError(f"data is a {type(data).__name__}; expected a Dataset, from load(...) or Dataset(name, x, x)")
     if supervised and (data.y_train is None or data.y_test is None):
-        raise DataError(f"{data.name} has no labels for both train and test, and supervised=True asks for them")
+        raise DataError(f"{data.name} has no labels for both train and test, and they are asked for")
 
 
 def _check_batches(structure: nn.Module, data: Dataset, batch_size: int) -> None:

@@ -8,13 +8,42 @@ import pyro
 import pytest
 import torch
 
-from pyro_lvae import VAE, BayesianWeights, Dataset, HierarchicalVAE, LadderVAE
+from pyro_lvae import (
+    AE,
+    VAE,
+    BayesianWeights,
+    ConditionalVAE,
+    Dataset,
+    DenoisingVAE,
+    FlowVAE,
+    HierarchicalVAE,
+    LadderVAE,
+    MixturePrior,
+    SparseVAE,
+    VaDE,
+    VampPrior,
+    linear,
+)
 from pyro_lvae.conditionals import Normal
+from pyro_lvae.structures.denoising import masking
+from pyro_lvae.structures.flows import iaf, planar, spline
+from pyro_lvae.structures.sparse import BetaCode, TwoGaussiansCode
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 8))
+LADDER = partial(LadderVAE, z_dims=(5, 3), hidden_dims=(16, 8))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 torch.set_num_threads(1)  # the networks here are so small that threads would only wait for each other
+
+
+class Labelled(ConditionalVAE):
+    """A conditional structure where every datum has a label, given or not."""
+
+    takes_labels = False
+
+    def _condition(self, x, y):
+        return super()._condition(x, torch.arange(len(x)) % self.num_classes if y is None else y)
+
 
 # Every structure, and every option of one, that the conformance suite goes over.
 STRUCTURES = {
@@ -27,6 +56,24 @@ STRUCTURES = {
     "LadderVAE-one-layer": partial(LadderVAE, 12, (3,), (8,)),
     "LadderVAE-unshared": partial(LadderVAE, **SIZES, share_top_down=False),
     "LadderVAE-mu-upwards": partial(LadderVAE, **SIZES, mu_upwards=True, head_batch_norm=False),
+    "AE": partial(AE, 12, 3, 16),
+    "ConditionalVAE": partial(Labelled, 12, 3, 2, 16),
+    "ConditionalVAE-learned-prior": partial(Labelled, 12, 3, 2, 16, learn_prior=True),
+    "VaDE": partial(VaDE, 12, 4, 3, (16, 8)),
+    "SparseVAE": partial(SparseVAE, 12, 4, 16),
+    "SparseVAE-beta": partial(SparseVAE, 12, 4, 16, code=BetaCode),
+    "SparseVAE-two-gaussians": partial(SparseVAE, 12, 4, 16, code=TwoGaussiansCode),
+    "MixturePrior": partial(MixturePrior, 12, partial(VAE, z_dim=3, hidden_dim=16), 4),
+    "MixturePrior-ladder": partial(MixturePrior, 12, LADDER, 4),
+    "VampPrior": partial(VampPrior, 12, partial(VAE, z_dim=3, hidden_dim=16), 5),
+    "VampPrior-ladder": partial(VampPrior, 12, LADDER, 5),
+    "FlowVAE": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), iaf, 2),
+    "FlowVAE-planar": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), planar, 2),
+    "FlowVAE-spline": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), spline, 2),
+    "FlowVAE-ladder": partial(FlowVAE, 12, LADDER, iaf, 1),
+    "FlowVAE-top": partial(FlowVAE, 12, LADDER, iaf, 1, layers="top"),
+    "DenoisingVAE": partial(DenoisingVAE, 12, partial(VAE, z_dim=3, hidden_dim=16)),
+    "DenoisingVAE-ladder": partial(DenoisingVAE, 12, LADDER, masking, linear(0.5, 0.1, epochs=3)),
 }
 
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..annealing import subsample
+from ..contract import takes_labels
 from ..traces import CLOSED_FORM, evaluating, fixed_noise, guide_sites, log_densities
 from .distributions import DiagonalNormal, Draws
 from .noise import Drawn, LayerNoise, ManyWeights, Noise
@@ -106,6 +107,11 @@ class BayesianWeights(nn.Module):
     def put_posterior(self, name: str, posterior: Posterior) -> None:
         """Give a parameter another posterior."""
         self.posteriors[_key(name)] = posterior
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the structure within is conditional on labels."""
+        return takes_labels(self.structure)
 
     def model(self, x: Tensor, y: Tensor | None = None):
         """p(w) p(x, z | w) for `x` of `[B, D]`."""

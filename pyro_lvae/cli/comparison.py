@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import comparison as comparing
 from .. import plots
+from ..contract import takes_labels
 from ..data import Dataset, load
 from ..inference_data import comparison_draws, save_draws
 from ..results import Comparison, TrainingComparison, write_json
@@ -95,7 +96,7 @@ def _subject(run, data, root, binarize, structure, device) -> tuple[nn.Module, D
         return opened.structure, opened.data, opened.supervised, opened.folder / "comparison"
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     module = structure(dataset.x_dim).to(dataset.x_train.device)
-    return module, dataset, False, Path("runs", f"{dataset.name}-{type(module).__name__}-comparison")
+    return module, dataset, takes_labels(module), Path("runs", f"{dataset.name}-{type(module).__name__}-comparison")
 
 
 def _report(found: Comparison | TrainingComparison, folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from ..annealing import Schedule
 from ..bayes import BayesianWeights
 from ..callbacks import ProgressBar, TensorBoard
-from ..contract import check
+from ..contract import check, takes_labels
 from ..data import Dataset, load
 from ..distributed import processes
 from ..evaluate import refuse_global_sites
@@ -68,7 +68,7 @@ def train(
     num_samples: int = 1000,
     num_images: int = 1000,
     tensorboard: bool = True,
-    supervised: bool = False,
+    supervised: bool | None = None,
     epochs: int = 60,
     **options,
 ) -> Summary:
@@ -92,13 +92,14 @@ def train(
         num_samples: importance samples of the final log-likelihood.
         num_images: the first so many test images are taken for it.
         tensorboard: write TensorBoard files too.
-        supervised: pass the labels to model and guide, for structures that use them; the package's own ignore y.
+        supervised: pass the labels to model and guide; left out, where the structure says that it takes them.
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
     """
     together = processes()
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
     module = _build(structure, bayesian, dataset)
+    supervised = takes_labels(module) if supervised is None else supervised
     name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None
@@ -164,7 +165,8 @@ def open_run(folder: str, device: str | None) -> Run:
     options = parser.instantiate(parser.parse_path(path))
     data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
     structure = _build(options.structure, options.bayesian, data)
-    return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], options.supervised).load()
+    supervised = takes_labels(structure) if options.supervised is None else options.supervised
+    return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], supervised).load()
 
 
 FLAGS = {

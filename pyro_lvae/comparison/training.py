@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pyro.infer import ELBO
 from torch import nn
 
+from ..contract import takes_labels
 from ..data import Dataset
 from ..evaluate import log_likelihood
 from ..loop import NonFiniteLoss
@@ -44,7 +45,7 @@ def compare_training(
     options = {"callbacks": (), "epochs": 10**9, "compile": False, **options}
     check_counts(1, num_samples=num_samples, num_images=num_images)
     x, y = data.train_rows(2)
-    supervised = options.get("supervised", False)
+    supervised = options.setdefault("supervised", takes_labels(structure))
     chosen, skipped = chosen_estimators(estimators, first_sites(structure, (x, y) if supervised else (x,)))
     histories, log_p = {}, {}
     for estimator in chosen:

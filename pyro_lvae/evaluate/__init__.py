@@ -3,8 +3,8 @@
 from .annealed import Bracket, ais_log_likelihood, bidirectional_monte_carlo, check_annealable
 from .calibration import Calibration, calibration, reliability
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
-from .likelihood import elbo, log_likelihood, refuse_global_sites
-from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior
+from .likelihood import elbo, has_likelihood, log_likelihood, refuse_global_sites
+from .samples import can_generate, interpolate, manifold, planar_layer, reconstruct, sample_prior
 from .summary import summarize
 from .weights import (
     LayerSummary,
@@ -25,10 +25,12 @@ __all__ = [
     "active_units",
     "ais_log_likelihood",
     "bidirectional_monte_carlo",
+    "can_generate",
     "calibration",
     "check_annealable",
     "elbo",
     "encode",
+    "has_likelihood",
     "interpolate",
     "kl_per_layer",
     "log_likelihood",

@@ -6,9 +6,10 @@ import math
 from typing import Literal
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor, nn
 
-from ..traces import Ledger
+from ..traces import Ledger, evaluating, forked_noise, ledger
 from .chunks import MEMORY, check_rows, chunked
 
 
@@ -59,12 +60,33 @@ def elbo(
 
 def _log_total(sites: Ledger) -> Tensor:
     refuse_global_sites(sites)
+    if points := _points(sites):
+        raise ValueError(
+            f"the guide of {', '.join(map(repr, points))} is a point mass, as that of an autoencoder: there is no "
+            "estimate of p(x) from it; `elbo` gives its objective"
+        )
     return sites.local_log_weight().logsumexp(0)
 
 
 def _total(sites: Ledger) -> Tensor:
     refuse_global_sites(sites)
     return sites.local_log_weight().sum(0)
+
+
+def has_likelihood(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> bool:
+    """Whether the guide has densities to weigh its draws by: that of an autoencoder has points."""
+    with evaluating(structure), forked_noise(x.device):
+        return not _points(ledger(structure.model, structure.guide, *((x,) if y is None else (x, y))))
+
+
+def _points(sites: Ledger) -> list[str]:
+    return [n for n, s in sites.latents.items() if s.is_local and s.q is not None and _is_point(s.q)]
+
+
+def _is_point(q) -> bool:
+    while hasattr(q, "base_dist"):
+        q = q.base_dist
+    return isinstance(q, Delta)
 
 
 def refuse_global_sites(sites: Ledger) -> None:

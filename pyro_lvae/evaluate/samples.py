@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pyro.distributions import Normal
 from torch import Tensor, nn
 
 from ..traces import evaluating, forked_noise, generate, guide_sites
@@ -15,11 +16,27 @@ def sample_prior(structure: nn.Module, num_samples: int, like: Tensor, *, y: Ten
     Args:
         like: any data `[N, D]` of the model's kind; the model reads its length, dtype and device.
         y: labels `[num_samples, ...]` for models that are conditional on them.
+
+    Raises:
+        ValueError: the prior cannot be drawn from, as that of an autoencoder.
     """
     like, _ = check_rows(structure, like)
     x, y = check_rows(structure, like[:1].expand(num_samples, -1), y)
+    if not can_generate(structure, like, y):
+        raise ValueError(f"{type(structure).__name__} has no prior to draw from; `reconstruct` decodes codes of data")
     with evaluating(structure):
         return generate(structure, x, {}, y)["x"][0].mean
+
+
+def can_generate(structure: nn.Module, like: Tensor, y: Tensor | None = None) -> bool:
+    """Whether every latent's prior can be drawn from; that of an autoencoder is flat."""
+    like, y = check_rows(structure, like[:1], None if y is None else y[:1])
+    with evaluating(structure), forked_noise(like.device):
+        try:
+            generate(structure, like, {}, y)
+        except NotImplementedError:
+            return False
+    return True
 
 
 def reconstruct(structure: nn.Module, x: Tensor, *, y: Tensor | None = None) -> Tensor:
@@ -80,10 +97,17 @@ def manifold(structure: nn.Module, like: Tensor, size: int = 20) -> Tensor:
 def planar_layer(structure: nn.Module, like: Tensor) -> str | None:
     """The name of the top layer, the first that the model samples, if it is N(0, I) in two dimensions."""
     like, _ = check_rows(structure, like)
+    if not can_generate(structure, like):
+        return None
     with evaluating(structure), forked_noise(like.device):
         name, (p, _) = next(iter(generate(structure, like[:1], {}).items()))
     is_planar = not p.support.is_discrete and p.event_shape == (2,)
-    return name if is_planar and (p.mean == 0).all() and (p.variance == 1).all() else None
+    return name if is_planar and _is_standard(p) else None
+
+
+def _is_standard(p) -> bool:
+    p = getattr(p, "base_dist", p)
+    return isinstance(p, Normal) and bool((p.mean == 0).all() and (p.variance == 1).all())
 
 
 def _between(structure: nn.Module, like: Tensor, ends: list[dict], t: float, y: Tensor | None) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..bayes import BayesianWeights
+from ..contract import takes_labels
 from ..data import Dataset
 from ..distributed import Processes
 from ..results import EpochMetrics, Summary
 from .latents import kl_per_layer, posterior_activity
-from .likelihood import elbo, log_likelihood
+from .likelihood import elbo, has_likelihood, log_likelihood
 from .weights import predictive_log_likelihood, weight_kl
 
 
@@ -24,7 +25,7 @@ def summarize(
     estimator: str = "SampledELBO",
     num_samples: int = 5000,
     num_images: int | None = None,
-    supervised: bool = False,
+    supervised: bool | None = None,
     num_draws: int = 10,
     processes: Processes = Processes(),  # noqa: B008, frozen
 ) -> Summary:
@@ -39,10 +40,11 @@ def summarize(
         num_samples: importance samples of each log-likelihood.
         num_images: first test rows that the log-likelihood takes; all if `None`. KL, active units
             and ELBOs take them all (the train ELBO as many training rows).
-        supervised: the structure takes labels.
+        supervised: pass labels; left out, where the structure says that it takes them.
         num_draws: draws of the weights, where they have a posterior.
         processes: that share the rows of the bounds and log-likelihoods; all must call this alike.
     """
+    supervised = takes_labels(structure) if supervised is None else supervised
     x, y = data.test_rows(len(data.x_test))
     x_train, y_train = data.train_rows(len(x))
     y, y_train = (y, y_train) if supervised else (None, None)
@@ -59,7 +61,9 @@ def summarize(
     def elbo_of(x: Tensor, y: Tensor | None) -> Tensor:
         return torch.stack([elbo(given, x, y=y) for given in draws]).mean(0)
 
-    log_p = processes.by_share(log_p_of, x[:count], None if y is None else y[:count])
+    log_p = None
+    if has_likelihood(point, x[:1], None if y is None else y[:1]):
+        log_p = processes.by_share(log_p_of, x[:count], None if y is None else y[:count])
     activity = posterior_activity(point, x, y=y)
     seconds = history[-1].seconds if history else 0.0
     return Summary(
@@ -72,7 +76,7 @@ def summarize(
         num_parameters=sum(p.numel() for p in structure.parameters() if p.requires_grad),
         train_elbo=processes.by_share(elbo_of, x_train, y_train).mean().item(),
         test_elbo=processes.by_share(elbo_of, x, y).mean().item(),
-        test_log_likelihood=log_p.mean().item(),
+        test_log_likelihood=None if log_p is None else log_p.mean().item(),
         test_log_likelihood_stderr=_stderr(log_p),
         num_samples=num_samples,
         num_images=count,
@@ -90,5 +94,5 @@ def _name(structure: nn.Module) -> str:
     return type(structure).__name__
 
 
-def _stderr(values: torch.Tensor) -> float | None:
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+def _stderr(values: torch.Tensor | None) -> float | None:
+    return values.std().item() / math.sqrt(len(values)) if values is not None and len(values) > 1 else None

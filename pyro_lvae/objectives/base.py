@@ -12,7 +12,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
 from ..traces import Ledger, ledger
-from .support import check_densities, check_reparameterised
+from .support import check_densities, check_reparameterised, check_scores
 
 
 class LedgerELBO(ELBO):
@@ -52,6 +52,8 @@ class LedgerELBO(ELBO):
         check_reparameterised(type(self).__name__, sites, local=self.needs_rsample)
         if self.splits_densities:
             check_densities(type(self).__name__, sites, at_fixed_draws=self.at_fixed_draws)
+        if not self.needs_rsample:
+            check_scores(type(self).__name__, sites)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the estimator has learned, such as a multiplier; empty for most."""

@@ -74,6 +74,16 @@ def check_densities(name: str, sites: Ledger, *, at_fixed_draws: bool) -> None:
         )
 
 
+def check_scores(name: str, sites: Ledger) -> None:
+    """Raise `ValueError` where the guide has a point mass, of which weighted samples say nothing."""
+    points = [n for n, s in sites.latents.items() if s.is_local and "Delta" in _class_names(s.q)]
+    if points:
+        raise ValueError(
+            f"{name} trains the guide by its log-density at the draws, and {names(points)} is a point mass; use "
+            "pyro_lvae.SampledELBO"
+        )
+
+
 def check_analytic(name: str, sites: Ledger, *, instead: str) -> None:
     """Raise `ValueError` where KL(q || p) site by site, in closed form, does not add up to the KL."""
     if enumerated := enumerated_sites(sites):

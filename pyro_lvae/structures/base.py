@@ -22,6 +22,10 @@ class Structure(Protocol):
        the data ... `"zL"` on top, or have their paper's symbol. The guide samples every one.
     5. `model` reads `x` only as `obs=` and for its length, dtype and device.
     6. No KL weight, particle count, data set size, `pyro.param` or `pyro.module` inside.
+
+    A structure that is conditional on labels says so by `takes_labels = True`: they are then passed to it. A submodule
+    with a method `advance(step, epoch)` is told where training is before every step, both counted from 0; what it
+    changes must be a buffer, so that a compiled step sees it.
     """
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Any: ...

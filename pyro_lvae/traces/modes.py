@@ -8,18 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..nets import evaluation_mode
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients; every submodule's own mode is restored afterwards."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, training in modes:
-            m.training = training
+    with evaluation_mode(module), torch.no_grad():
+        yield
 
 
 @contextmanager

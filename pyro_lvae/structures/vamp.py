@@ -1,0 +1,104 @@
+"""The VampPrior: a mixture of the guide's own posteriors at learned pseudo-inputs, as the prior of the top layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ..conditionals import mixture
+from ..nets import evaluation_mode
+from .around import Around, Exchange
+from .vae import VAE
+
+
+class VampPrior(Around):
+    r"""Any structure whose guide samples its top layer first, with a prior made of that guide (Tomczak & Welling 2018).
+
+        p(z_L) = 1/C sum_c q(z_L|u_c)
+
+    (Eq. 9 there.) The pseudo-inputs u_c are parameters, kept within `bounds`. They pass the guide in evaluation mode,
+    so that batch norm treats them as it will after training. In a bottom-up guide of several layers, q(z_L|u_c) is no
+    density that could be written down, and it is refused.
+
+    Args:
+        x_dim: size D of the data `[B, D]`.
+        base: makes the structure from `x_dim`; ladders of several layers are made by `partial(LadderVAE, z_dims=...)`.
+        num_pseudo_inputs: C.
+        mean, std: of the normal noise that pseudo-inputs start from; `start_from(x)` starts them from data.
+        bounds: least and largest value of a pseudo-input's entries; `None` for data without bounds.
+
+    Raises:
+        ValueError: the guide samples another layer first, or the structure is conditional on labels.
+
+    >>> VampPrior(9, num_pseudo_inputs=5).top
+    'z1'
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        base: Callable[[int], nn.Module] = VAE,
+        num_pseudo_inputs: int = 500,
+        *,
+        mean: float = 0.05,
+        std: float = 0.01,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+    ):
+        super().__init__(x_dim, base)
+        if num_pseudo_inputs < 1:
+            raise ValueError(f"num_pseudo_inputs is {num_pseudo_inputs}; the mixture has at least 1 component")
+        if self.takes_labels:
+            raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
+        self.top = self._top()
+        first = next(iter(self._latents()))
+        if first != self.top:
+            raise ValueError(
+                f"the guide of {type(self.base).__name__} samples {first!r} first and the top, {self.top!r}, later: "
+                "q(top|u) has no density; use a top-down guide (LadderVAE) or one layer"
+            )
+        self.bounds = bounds
+        self.pseudo_inputs = nn.Parameter(mean + std * torch.randn(num_pseudo_inputs, x_dim))
+
+    def model(self, x: Tensor, y: Tensor | None = None):
+        """p(x, z) with the mixture in place of the base's p(z_L)."""
+        prior = self.prior()
+        with Exchange({self.top: lambda _: prior}):
+            return self.base.model(x, y)
+
+    def prior(self) -> TorchDistribution:
+        """p(z_L), of batch shape `[]`."""
+        u = self.pseudo_inputs if self.bounds is None else self.pseudo_inputs.clamp(*self.bounds)
+        try:
+            with evaluation_mode(self.base), poutine.block(), _Until(self.top):
+                self.base.guide(u)
+        except _Reached as reached:
+            return mixture(u.new_zeros(len(u)), reached.fn)
+        raise AssertionError("the guide has this site: it was seen in the constructor")
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor) -> None:
+        """Set the pseudo-inputs to rows of `x` `[N, D]`, at random; to repeated rows where N < C."""
+        rows = torch.randperm(max(len(x), len(self.pseudo_inputs)))[: len(self.pseudo_inputs)] % len(x)
+        self.pseudo_inputs.copy_(x[rows])
+
+
+class _Reached(Exception):
+    def __init__(self, fn: TorchDistribution):
+        self.fn = fn
+
+
+class _Until(Messenger):
+    """Runs to the site named, and no further: raises `_Reached` with its distribution."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] == self.name:
+            raise _Reached(msg["fn"])
