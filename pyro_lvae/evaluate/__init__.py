@@ -2,6 +2,8 @@
 
 from .annealed import Bracket, ais_log_likelihood, bidirectional_monte_carlo, check_annealable
 from .calibration import Calibration, calibration, reliability
+from .clusters import cluster_probabilities, clustering_accuracy
+from .codes import RateDistortion, rate_distortion
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
 from .likelihood import elbo, has_likelihood, log_likelihood, refuse_global_sites
 from .samples import can_generate, interpolate, manifold, planar_layer, reconstruct, sample_prior
@@ -22,12 +24,15 @@ __all__ = [
     "Calibration",
     "LayerSummary",
     "Predictive",
+    "RateDistortion",
     "active_units",
     "ais_log_likelihood",
     "bidirectional_monte_carlo",
     "can_generate",
     "calibration",
     "check_annealable",
+    "cluster_probabilities",
+    "clustering_accuracy",
     "elbo",
     "encode",
     "has_likelihood",
@@ -40,6 +45,7 @@ __all__ = [
     "posterior_samples",
     "predictive_log_likelihood",
     "prune",
+    "rate_distortion",
     "reconstruct",
     "refuse_global_sites",
     "reliability",

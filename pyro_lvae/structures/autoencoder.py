@@ -9,6 +9,11 @@ from ..conditionals import Point
 from .vae import VAE
 
 
+class _Flat(dist.ImproperUniform):
+    def log_prob(self, value: Tensor) -> Tensor:  # Pyro's is of the default dtype, on the CPU
+        return super().log_prob(value).to(value)
+
+
 class AE(VAE):
     r"""An autoencoder with the networks of `VAE`: codes are points, and no prior pulls at them.
 
@@ -27,7 +32,7 @@ class AE(VAE):
     """
 
     def _prior(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.ImproperUniform(dist.constraints.real_vector, (), (self.z_dims[-1],))
+        return _Flat(dist.constraints.real_vector, (), (self.z_dims[-1],))
 
     def _head(self, in_dim: int, out_dim: int) -> nn.Module:
         return Point(in_dim, out_dim)
