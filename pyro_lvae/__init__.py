@@ -8,7 +8,7 @@ from ._version import __version__
 
 # The public names by the module each is in. Torch and Pyro take seconds to load, so they wait for the first use.
 _NAMES = {
-    "annealing": "Schedule anneal constant cyclical linear",
+    "annealing": "anneal",
     "bayes": "SWAG BayesianWeights generative laplace",
     "callbacks": "Callback JSONLines ProgressBar TensorBoard",
     "checkpoint": "CheckpointError load_checkpoint load_weights",
@@ -28,6 +28,7 @@ _NAMES = {
     "KLBalanced LedgerELBO Renyi SampledELBO",
     "optim": "FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
+    "schedules": "Schedule constant cyclical linear",
     "structures": "AE VAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE MixturePrior "
     "SparseVAE Structure VaDE VampPrior",
     "svi": "for_svi",

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .annealing import Schedule
 from .callbacks import Callback
 from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
 from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
@@ -27,6 +26,7 @@ from .distributed import Processes
 from .objectives import learned, with_nesting
 from .optim import FusedAdam
 from .results import EpochMetrics, read_metrics
+from .schedules import Schedule
 from .traces import Ledger, evaluating, fixed_noise, ledger
 
 CHECKPOINT = "checkpoint.pt"

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .annealing import Schedule, as_schedule
+from .annealing import as_schedule
 from .callbacks import Callback, JSONLines, ProgressBar
 from .contract import check, takes_labels
 from .data import DataError, Dataset
@@ -24,6 +24,7 @@ from .loop import CHECKPOINT, METRICS, Loop
 from .objectives import check_supported, default_estimator
 from .optim import FusedAdam
 from .results import EpochMetrics
+from .schedules import Schedule
 from .traces import Ledger, evaluating, fixed_noise, ledger
 
 Beta = float | Schedule | Mapping[str, float | Schedule]

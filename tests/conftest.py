@@ -26,7 +26,7 @@ from pyro_lvae import (
 )
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.structures.denoising import masking
-from pyro_lvae.structures.flows import iaf, planar, spline
+from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 from pyro_lvae.structures.sparse import BetaCode, TwoGaussiansCode
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 8))
@@ -67,11 +67,11 @@ STRUCTURES = {
     "MixturePrior-ladder": partial(MixturePrior, 12, LADDER, 4),
     "VampPrior": partial(VampPrior, 12, partial(VAE, z_dim=3, hidden_dim=16), 5),
     "VampPrior-ladder": partial(VampPrior, 12, LADDER, 5),
-    "FlowVAE": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), iaf, 2),
-    "FlowVAE-planar": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), planar, 2),
-    "FlowVAE-spline": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), spline, 2),
-    "FlowVAE-ladder": partial(FlowVAE, 12, LADDER, iaf, 1),
-    "FlowVAE-top": partial(FlowVAE, 12, LADDER, iaf, 1, layers="top"),
+    "FlowVAE": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), IAF, 2),
+    "FlowVAE-planar": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), PlanarFlow, 2),
+    "FlowVAE-spline": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), SplineFlow, 2),
+    "FlowVAE-ladder": partial(FlowVAE, 12, LADDER, IAF, 1),
+    "FlowVAE-top": partial(FlowVAE, 12, LADDER, IAF, 1, layers="top"),
     "DenoisingVAE": partial(DenoisingVAE, 12, partial(VAE, z_dim=3, hidden_dim=16)),
     "DenoisingVAE-ladder": partial(DenoisingVAE, 12, LADDER, masking, linear(0.5, 0.1, epochs=3)),
 }

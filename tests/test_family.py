@@ -40,7 +40,7 @@ from pyro_lvae.conditionals import Normal
 from pyro_lvae.contract import ContractError, check
 from pyro_lvae.objectives import backward
 from pyro_lvae.structures.denoising import gaussian, masking, salt_and_pepper
-from pyro_lvae.structures.flows import iaf, planar, spline
+from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 from pyro_lvae.structures.sparse import BetaCode, RelaxedBernoulliCode, TwoGaussiansCode
 from pyro_lvae.traces import evaluating, ledger
 
@@ -257,7 +257,7 @@ def test_a_bottom_up_hierarchy_has_no_vampprior(x):
 # ------------------------------------------------------------------ flows
 
 
-@pytest.mark.parametrize("flow", [planar, iaf, spline], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("flow", [PlanarFlow, IAF, SplineFlow], ids=lambda f: f.__name__)
 def test_flows_change_the_density_by_their_jacobian(flow, x):
     x = x.double()
     structure = FlowVAE(12, partial(VAE, z_dim=3, hidden_dim=16), flow, 2).double().eval()
@@ -297,7 +297,7 @@ def test_flows_reach_a_correlated_posterior():
     x = math.sqrt(2.1) * torch.randn(100, 1)
     truth = dist.Normal(0.0, math.sqrt(2.1)).log_prob(x).mean().item()
     gaps = {}
-    for name, structure in (("plain", vae(1)), ("flows", FlowVAE(1, vae, iaf, 2))):
+    for name, structure in (("plain", vae(1)), ("flows", FlowVAE(1, vae, IAF, 2))):
         optimizer = torch.optim.Adam([p for p in structure.parameters() if p.requires_grad], lr=0.02)
         for _ in range(400):
             optimizer.zero_grad()
@@ -363,7 +363,7 @@ def test_training_follows_the_schedule_of_the_noise(tiny, tmp_path):
     assert parts.level.item() == pytest.approx(0.2)
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(p, q)
-    with pytest.raises(ValueError, match="the corruption's level is -1.0 at step 0; it must be 0 or more"):
+    with pytest.raises(ValueError, match="a weight must be 0 or more"):
         DenoisingVAE(12, level=-1.0)
 
 

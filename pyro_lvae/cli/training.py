@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..annealing import Schedule
 from ..bayes import BayesianWeights
 from ..callbacks import ProgressBar, TensorBoard
 from ..contract import check, takes_labels
@@ -22,6 +21,7 @@ from ..distributed import processes
 from ..evaluate import refuse_global_sites
 from ..results import Summary
 from ..runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
+from ..schedules import Schedule
 from ..structures import STRUCTURES, LadderVAE
 from ..traces import evaluating, forked_noise, ledger
 from ..train import fit

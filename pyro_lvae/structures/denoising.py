@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ..schedules import Schedule, constant
 from .around import Around
 from .vae import VAE
 
@@ -42,8 +42,8 @@ class DenoisingVAE(Around):
         x_dim: size D of the data `[B, D]`.
         base: makes the structure from `x_dim`.
         corruption: `(x, level) -> x~` of the same shape: `salt_and_pepper`, `masking`, `gaussian`, or your own.
-        level: how strong: a number, or a schedule `(step, epoch) -> float`, such as
-            `pyro_lvae.linear(0.5, 0.05, epochs=50)`, from coarse to fine (Geras & Sutton 2014), which training follows.
+        level: how strong: a number, or a schedule that training follows, such as
+            `pyro_lvae.linear(0.5, 0.05, epochs=50)`, from coarse to fine (Geras & Sutton 2014).
 
     Attributes:
         level: the present one, a scalar tensor.
@@ -57,11 +57,11 @@ class DenoisingVAE(Around):
         x_dim: int,
         base: Callable[[int], nn.Module] = VAE,
         corruption: Corruption = salt_and_pepper,
-        level: float | Callable[[int, int], float] = 0.1,
+        level: float | Schedule = 0.1,
     ):
         super().__init__(x_dim, base)
         self.corruption = corruption
-        self.schedule = level if callable(level) else partial(_constant, level)
+        self.schedule = level if callable(level) else constant(float(level))
         self.register_buffer("level", torch.tensor(0.0))
         self.advance(0, 0)
 
@@ -71,11 +71,4 @@ class DenoisingVAE(Around):
 
     def advance(self, step: int, epoch: int) -> None:
         """Set the level to that of a step and epoch, both counted from 0; `fit` does so before each step."""
-        level = self.schedule(step, epoch)
-        if not level >= 0:
-            raise ValueError(f"the corruption's level is {level} at step {step}; it must be 0 or more")
-        self.level.fill_(level)
-
-
-def _constant(level: float, step: int, epoch: int) -> float:
-    return level
+        self.level.fill_(self.schedule(step, epoch))

@@ -14,30 +14,38 @@ from ..nets import MLP
 from .around import Around, Exchange
 from .vae import VAE
 
-Flow = Callable[[int, int, int], nn.Module]
 
-
-def planar(z_dim: int, context_dim: int, index: int = 0) -> T.ConditionalTransformModule:
+class PlanarFlow(T.ConditionalPlanar):
     """f(z) = z + u tanh(w^T z + b) with u, w, b from the context (Rezende & Mohamed 2015, eq. 10)."""
-    return T.ConditionalPlanar(DenseNN(context_dim, [context_dim], param_dims=[1, z_dim, z_dim]))
+
+    def __init__(self, z_dim: int, context_dim: int, index: int = 0):
+        super().__init__(DenseNN(context_dim, [context_dim], param_dims=[1, z_dim, z_dim]))
 
 
-def iaf(z_dim: int, context_dim: int, index: int = 0) -> T.ConditionalTransformModule:
-    """Inverse autoregressive flow, s_i z_i + (1 - s_i) m_i (Kingma et al. 2016, eqs. 10-14); odd ones in reverse."""
+class IAF(T.ConditionalAffineAutoregressive):
+    """f(z)_i = s_i z_i + (1 - s_i) m_i, both of the entries before i and the context; odd flows in reverse order.
+
+    The inverse autoregressive flow of Kingma et al. 2016 (eqs. 10-14).
+    """
+
+    def __init__(self, z_dim: int, context_dim: int, index: int = 0):
+        super().__init__(_masked(z_dim, context_dim, index, [1, 1]), stable=True)
+
+
+class SplineFlow(T.ConditionalSplineAutoregressive):
+    """Linear rational splines of 8 bins on [-5, 5] (Dolatabadi et al. 2020), autoregressive; odd flows in reverse."""
+
+    def __init__(self, z_dim: int, context_dim: int, index: int = 0):
+        net = _masked(z_dim, context_dim, index, [8, 8, 7, 8])
+        super().__init__(z_dim, net, count_bins=8, bound=5.0, order="linear")
+
+
+def _masked(z_dim: int, context_dim: int, index: int, param_dims: list[int]) -> nn.Module:
     order = torch.arange(z_dim) if index % 2 == 0 else torch.arange(z_dim).flip(0)
     hidden = [max(2 * z_dim, 32)] * 2
-    net = ConditionalAutoRegressiveNN(z_dim, context_dim, hidden, permutation=order, nonlinearity=nn.ELU())
-    return T.ConditionalAffineAutoregressive(net, stable=True)
-
-
-def spline(z_dim: int, context_dim: int, index: int = 0) -> T.ConditionalTransformModule:
-    """Autoregressive linear rational splines of 8 bins on [-5, 5] (Dolatabadi et al. 2020), odd ones in reverse."""
-    order = torch.arange(z_dim) if index % 2 == 0 else torch.arange(z_dim).flip(0)
-    bins, hidden = 8, [max(2 * z_dim, 32)] * 2
-    net = ConditionalAutoRegressiveNN(
-        z_dim, context_dim, hidden, param_dims=[bins, bins, bins - 1, bins], permutation=order, nonlinearity=nn.ELU()
+    return ConditionalAutoRegressiveNN(
+        z_dim, context_dim, hidden, param_dims=param_dims, permutation=order, nonlinearity=nn.ELU()
     )
-    return T.ConditionalSplineAutoregressive(z_dim, net, count_bins=bins, bound=5.0, order="linear")
 
 
 class FlowVAE(Around):
@@ -52,13 +60,13 @@ class FlowVAE(Around):
     Args:
         x_dim: size D of the data `[B, D]`.
         base: makes the structure from `x_dim`.
-        flow: `(z_dim, context_dim, index) -> ConditionalTransformModule`: `planar`, `iaf` or `spline` of this file, or
-            your own; made once for each of the flows of each layer.
+        flow: `(z_dim, context_dim, index) -> ConditionalTransformModule` of Pyro: `PlanarFlow`, `IAF`, `SplineFlow`, or yours;
+            made for every one of the flows of every layer.
         num_flows: K.
         layers: `"all"` layers, the `"top"` one, or their names.
         context_dim: size of h(x), an MLP of two layers.
 
-    Draws of `planar` have no inverse in closed form, and those of all are scored with what was kept of the noise
+    Draws of `PlanarFlow` have no inverse in closed form, and those of all are scored with what was kept of the noise
     behind them: estimators that need log q at a given draw (`STL`, `DReG`, `RWS`, `TVO`) are refused.
 
     Raises:
@@ -72,7 +80,7 @@ class FlowVAE(Around):
         self,
         x_dim: int,
         base: Callable[[int], nn.Module] = VAE,
-        flow: Flow = iaf,
+        flow: Callable[[int, int, int], nn.Module] = IAF,
         num_flows: int = 4,
         *,
         layers: str | Sequence[str] = "all",
