@@ -22,14 +22,21 @@ class Bernoulli(nn.Module):
     Args:
         in_dim: size of the features `[..., in_dim]`.
         out_dim: number of binary variables D; log-densities are nats per datum, summed over D.
+        grey: admit values between 0 and 1, scored by the cross-entropy x log p + (1 - x) log(1 - p), as many
+            papers do: the mean log-probability of binary images drawn from x, and no density of grey values.
     """
 
-    def __init__(self, in_dim: int, out_dim: int):
+    def __init__(self, in_dim: int, out_dim: int, *, grey: bool = False):
         super().__init__()
         self.logits = linear(in_dim, out_dim)
+        self.grey = grey
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
-        return dist.Bernoulli(logits=self.logits(h)).to_event(1)
+        return (_Grey if self.grey else dist.Bernoulli)(logits=self.logits(h)).to_event(1)
+
+
+class _Grey(dist.Bernoulli):
+    support = dist.constraints.unit_interval
 
 
 class Normal(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -295,3 +295,32 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
         except json.JSONDecodeError:
             break
     return epochs
+
+
+# ------------------------------------------------------------------ experiments of several rows
+
+
+def read_rows(path: Path, settings: dict) -> dict[str, dict]:
+    """The finished rows of an experiment by name, as `write_rows` left them; none where there is no such file.
+
+    Raises:
+        ValueError: the file holds rows of other settings.
+    """
+    if not path.exists():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    changed = {k: (v, settings.get(k)) for k, v in kept["settings"].items() if settings.get(k) != v}
+    if changed:
+        raise ValueError(f"{path} holds results of other settings (there, here): {changed}; name another folder")
+    return kept["rows"]
+
+
+def write_rows(path: Path, settings: dict, rows: dict[str, dict]) -> None:
+    """Write the rows of an experiment, whole or not at all."""
+    write_json(path, {"settings": settings, "rows": rows})
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

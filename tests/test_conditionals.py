@@ -59,3 +59,13 @@ def test_fixed_scale_is_a_standard_deviation_and_is_saved():
 
 def test_normal_is_parameterised_by_the_variance():
     assert normal(torch.zeros(3), torch.full((3,), 4.0)).variance.unique().item() == 4
+
+
+def test_grey_values_are_scored_by_their_cross_entropy():
+    head, h, x = Bernoulli(3, 4, grey=True).double(), torch.randn(5, 3).double(), torch.rand(5, 4).double()
+    p = head.logits(h).sigmoid()
+    expected = (x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
+    torch.testing.assert_close(head(h).log_prob(x), expected)
+    torch.testing.assert_close(head(h).expand((2, 5)).log_prob(x), expected.expand(2, 5))
+    with pytest.raises(ValueError, match="within the support"):
+        Bernoulli(3, 4)(h.float()).log_prob(x.float())

@@ -248,6 +248,8 @@ def test_the_vampprior_at_the_data_is_the_aggregated_posterior(base, x):
 def test_a_bottom_up_hierarchy_has_no_vampprior(x):
     with pytest.raises(ValueError, match="samples 'z1' first and the top, 'z2', later"):
         VampPrior(12, partial(HierarchicalVAE, z_dims=(5, 3), hidden_dims=(16, 8)))
+    with pytest.raises(ValueError, match="the guide of FlowVAE has flows at 'z1'"):
+        VampPrior(12, FlowVAE)
     vamp = VampPrior(12, partial(VAE, z_dim=2, hidden_dim=8), 5)
     vamp.start_from(x)
     rows = {tuple(r) for r in x.tolist()}

@@ -60,7 +60,7 @@ class FlowVAE(Around):
     Args:
         x_dim: size D of the data `[B, D]`.
         base: makes the structure from `x_dim`.
-        flow: `(z_dim, context_dim, index) -> ConditionalTransformModule` of Pyro: `PlanarFlow`, `IAF`, `SplineFlow`, or yours;
+        flow: `(z_dim, context_dim, index) -> ConditionalTransformModule` of Pyro: `PlanarFlow`, `IAF`, `SplineFlow`;
             made for every one of the flows of every layer.
         num_flows: K.
         layers: `"all"` layers, the `"top"` one, or their names.

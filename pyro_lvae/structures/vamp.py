@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class VampPrior(Around):
         bounds: least and largest value of a pseudo-input's entries; `None` for data without bounds.
 
     Raises:
-        ValueError: the guide samples another layer first, or the structure is conditional on labels.
+        ValueError: the guide samples another layer first or has flows, or the structure is conditional on labels.
 
     >>> VampPrior(9, num_pseudo_inputs=5).top
     'z1'
@@ -55,11 +55,16 @@ class VampPrior(Around):
         if self.takes_labels:
             raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
         self.top = self._top()
-        first = next(iter(self._latents()))
+        first, q = next(iter(self._latents().items()))
         if first != self.top:
             raise ValueError(
                 f"the guide of {type(self.base).__name__} samples {first!r} first and the top, {self.top!r}, later: "
                 "q(top|u) has no density; use a top-down guide (LadderVAE) or one layer"
+            )
+        if isinstance(q, TransformedDistribution):
+            raise ValueError(
+                f"the guide of {type(self.base).__name__} has flows at {first!r}, whose density is known at their own "
+                "draws alone; put the flows around: FlowVAE(x_dim, partial(VampPrior, base=...))"
             )
         self.bounds = bounds
         self.pseudo_inputs = nn.Parameter(mean + std * torch.randn(num_pseudo_inputs, x_dim))

@@ -1,0 +1,182 @@
+"""Clustering by variational deep embedding, and what simpler models reach (Jiang et al. 2017, table 2).
+
+    python examples/clustering.py --root FOLDER        # MNIST
+    python examples/clustering.py --smoke              # seconds, on the embedded digits
+
+Rows: a mixture of Gaussians (scikit-learn) on pixels, on the codes of a VAE, on those of an autoencoder; and VaDE,
+which starts from that autoencoder and its mixture and trains both together. The autoencoder is VaDE with beta = 0.
+Accuracy of clusters matched to classes by the Hungarian method; labels are used for nothing else. As in the paper, grey
+values are taken as probabilities, and the training set is what is clustered (test accuracy beside it). Stopped or done,
+the same command goes on from there; --seeds names the seeds, and the median over them is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
+
+from pyro_lvae import (
+    VAE,
+    Dataset,
+    FusedAdam,
+    VaDE,
+    cluster_probabilities,
+    clustering_accuracy,
+    encode,
+    fit,
+    load,
+)
+from pyro_lvae.conditionals import Bernoulli
+from pyro_lvae.loop import CHECKPOINT
+from pyro_lvae.plots import image_grid, pca, save
+from pyro_lvae.results import markdown, read_rows, write_rows, write_text
+from pyro_lvae.traces import generate
+
+
+def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> nn.Module:
+    """Train, or finish or read what an earlier call left in `folder`."""
+    fit(
+        structure,
+        data,
+        batch_size=args.batch_size,
+        optimizer=partial(FusedAdam, lr=args.lr),
+        lr_scheduler=partial(StepLR, step_size=10, gamma=0.9),
+        out=folder,
+        resume=(folder / CHECKPOINT).exists(),
+        **options,
+    )
+    return structure
+
+
+def mixture_of(codes: Tensor, num_clusters: int, seed: int) -> GaussianMixture:
+    """The mixture with diagonal covariances, the best of five starts."""
+    mixture = GaussianMixture(num_clusters, covariance_type="diag", n_init=5, random_state=seed, reg_covar=1e-5)
+    return mixture.fit(codes.numpy())
+
+
+def of_codes(x_train: Tensor, x_test: Tensor, data: Dataset, num_clusters: int, seed: int) -> dict:
+    """Accuracies of a mixture fitted to training codes."""
+    mixture = mixture_of(x_train, num_clusters, seed)
+    return {
+        name: clustering_accuracy(torch.from_numpy(mixture.predict(x.numpy())), y)
+        for name, x, y in (("train", x_train, data.y_train), ("test", x_test, data.y_test))
+    }
+
+
+def codes_of(structure: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
+    """Posterior means of z_1 for training and test data."""
+    return tuple(encode(structure, x, 1)["z1"] for x in (data.x_train, data.x_test))
+
+
+def of_vade(vade: VaDE, data: Dataset) -> dict:
+    """Accuracies of argmax_c q(c|x)."""
+    return {
+        name: clustering_accuracy(cluster_probabilities(vade, x).argmax(-1), y)
+        for name, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test))
+    }
+
+
+@torch.no_grad()
+def pictures(vade: VaDE, data: Dataset) -> dict:
+    """Ten draws of each cluster, one cluster a row, and the codes by class."""
+    components = vade.prior().component_distribution
+    z = components.sample((10,)).transpose(0, 1).flatten(0, 1)
+    x = generate(vade.eval(), data.x_test[:1].expand(len(z), -1), {"z1": z})["x"][0].mean
+    drawn = image_grid(x, data.shape, 10, "draws of p(z|c), decoded; a cluster a row")
+    return {"clusters": drawn, "codes": pca(encode(vade, data.x_test[:2000], 1), data.y_test[:2000])}
+
+
+def run(seed: int, data: Dataset, args, rows: dict, keep) -> None:
+    """All rows of one seed."""
+    folder, k = args.out / f"seed-{seed}", args.num_clusters
+    sizes = dict(num_clusters=k, z_dim=args.z_dim, hidden_dims=tuple(args.hidden))
+
+    def row(name: str, make) -> None:
+        if f"{name}, seed {seed}" not in rows:
+            rows[f"{name}, seed {seed}"] = make()
+            keep()
+
+    pixels = data.x_train[: args.num_pixels]
+    if seed == args.seeds[0]:
+        row("GMM", lambda: of_codes(pixels, data.x_test, _first(data, len(pixels)), k, seed))
+    torch.manual_seed(seed)
+    grey = dict(likelihood=partial(Bernoulli, grey=True), activation=nn.ReLU, batch_norm=False)
+    vae = VAE(data.x_dim, args.z_dim, args.vae_hidden, **grey)
+    if args.vae_epochs:
+        train(vae, data, folder / "vae", args, epochs=args.vae_epochs)
+        row("VAE + GMM", lambda: of_codes(*codes_of(vae, data), data, k, seed))
+    torch.manual_seed(seed)
+    vade = train(
+        VaDE(data.x_dim, **sizes, **grey), data, folder / "autoencoder", args, epochs=args.pretrain_epochs, beta=0
+    )
+    row("AE + GMM", lambda: of_codes(*codes_of(vade, data), data, k, seed))
+    mixture = mixture_of(codes_of(vade, data)[0], k, seed)
+    vade.put_clusters(*map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_)))
+    vade = train(vade, data, folder / "vade", args, epochs=args.epochs)
+    row("VaDE", lambda: of_vade(vade, data))
+    save(pictures(vade, data), folder)
+
+
+def _first(data: Dataset, count: int) -> Dataset:
+    return Dataset(data.name, data.x_train[:count], data.x_test, data.y_train[:count], data.y_test, data.shape)
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Medians over the seeds, in %."""
+    names = dict.fromkeys(name.split(", seed")[0] for name in rows)
+    lines = []
+    for name in names:
+        of_seeds = [r for key, r in rows.items() if key.split(", seed")[0] == name]
+        cells = [f"{100 * median(r[part] for r in of_seeds):.2f}" for part in ("train", "test")]
+        lines.append([name, *cells, str(len(of_seeds))])
+    return markdown(["model", "accuracy (train) %", "accuracy (test) %", "seeds"], lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = _arguments(argv)
+    data = load(args.data, args.root, binarize=False)
+    if data.y_train is None or data.y_test is None:
+        raise SystemExit(f"{data.name} has no labels to match clusters to")
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "seeds", "smoke")}
+    path = args.out / "results.json"
+    rows = read_rows(path, settings)
+    for seed in args.seeds:
+        run(seed, data, args, rows, lambda: write_rows(path, settings, rows))
+    write_text(args.out / "results.md", table(rows) + "\n")
+    print(table(rows))
+    return rows
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a few epochs of small models on the digits")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num_clusters", type=int, default=10)
+    parser.add_argument("--z_dim", type=int, default=10)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[500, 500, 2000], help="widths of the encoder")
+    parser.add_argument("--pretrain_epochs", type=int, default=20, help="of the autoencoder")
+    parser.add_argument("--epochs", type=int, default=60, help="of VaDE")
+    parser.add_argument("--vae_epochs", type=int, default=20, help="of the VAE; 0 leaves its row out")
+    parser.add_argument("--vae_hidden", type=int, default=500)
+    parser.add_argument("--num_pixels", type=int, default=10000, help="rows for the mixture on pixels")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--out", type=Path, default=Path("runs/clustering"))
+    args = parser.parse_args(argv)
+    if args.smoke:
+        small = dict(data="digits", seeds=[0], hidden=[32, 32], z_dim=4, vae_hidden=32, num_pixels=300)
+        vars(args).update(small, pretrain_epochs=3, epochs=3, vae_epochs=2, out=args.out.with_name("clustering-smoke"))
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A VAE given labels: digits of a class on demand, and the style of one digit given to others.
+
+    python examples/conditional.py --root FOLDER        # MNIST
+    python examples/conditional.py --smoke              # seconds, on the embedded digits
+
+Pictures: draws of z_1 decoded under every label, a column a draw; and test digits on the left, their z_1 decoded under
+every other label. The table has log p(x|y) for both forms of the prior p(z_1|y), and log p(x) of a plain VAE, which is
+lower by what a label tells about x.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from pyro_lvae import VAE, ConditionalVAE, Dataset, fit, linear, load
+from pyro_lvae.loop import CHECKPOINT
+from pyro_lvae.plots import image_grid, save
+from pyro_lvae.results import markdown, read_rows, write_rows, write_text
+from pyro_lvae.runs import Run
+from pyro_lvae.traces import evaluating, generate, guide_sites
+
+
+def models(data: Dataset, args) -> dict:
+    """Makers of the structures, by the name of their row."""
+    sizes = dict(z_dim=args.z_dim, hidden_dim=args.hidden)
+    return {
+        "VAE": partial(VAE, data.x_dim, **sizes),
+        "ConditionalVAE": partial(ConditionalVAE, data.x_dim, 10, **sizes),
+        "ConditionalVAE, p(z|y) learned": partial(ConditionalVAE, data.x_dim, 10, learn_prior=True, **sizes),
+    }
+
+
+def on_demand(structure: nn.Module, data: Dataset, columns: int = 10) -> Figure:
+    """E[x|z, y]: a row a label, a column a draw of z ~ N(0, I)."""
+    z = torch.randn(columns, structure.z_dim).repeat(10, 1)
+    y = torch.arange(10).repeat_interleave(columns)
+    with evaluating(structure):
+        x = generate(structure, data.x_test[:1].expand(len(z), -1), {"z1": z}, y)["x"][0].mean
+    return image_grid(x, data.shape, columns, "a label a row, a draw of z a column")
+
+
+def transfer(structure: nn.Module, data: Dataset, rows: int = 8) -> Figure:
+    """Test data, and E[x|z, y] at the mean of q(z|x, its label) under all labels."""
+    x, y = data.x_test[:rows], data.y_test[:rows]
+    with evaluating(structure):
+        z = guide_sites(structure, x, y)["z1"][0].mean.repeat_interleave(10, 0)
+        made = generate(structure, x.repeat_interleave(10, 0), {"z1": z}, torch.arange(10).repeat(rows))["x"][0].mean
+    pairs = torch.cat([x.unsqueeze(1), made.reshape(rows, 10, -1)], 1).flatten(0, 1)
+    return image_grid(pairs, data.shape, 11, "a test digit; its style under the labels 0 to 9")
+
+
+def row(name: str, make, data: Dataset, args) -> dict:
+    """Train one structure, or go on with it; its figures, and pictures where it takes labels."""
+    torch.manual_seed(args.seed)
+    structure, folder = make(), args.out / name.replace(" ", "_").replace(",", "").replace("|", "_")
+    history = fit(
+        structure,
+        data,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        beta=linear(0, 1, epochs=args.warm_up),
+        out=folder,
+        resume=(folder / CHECKPOINT).exists(),
+    )
+    conditional = isinstance(structure, ConditionalVAE)
+    run = Run(folder, structure, data, "SampledELBO", history, supervised=conditional)
+    found = run.evaluate(args.num_samples, args.num_images)
+    run.report()
+    if conditional:
+        save({"on_demand": on_demand(structure, data), "transfer": transfer(structure, data)}, folder)
+    kl = sum(found.kl_per_layer.values())
+    return {"test ELBO": found.test_elbo, "test log p": found.test_log_likelihood, "KL": kl}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = _arguments(argv)
+    data = load(args.data, args.root)
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "smoke")}
+    path = args.out / "results.json"
+    rows = read_rows(path, settings)
+    for name, make in models(data, args).items():
+        if name not in rows:
+            rows[name] = row(name, make, data, args)
+            write_rows(path, settings, rows)
+    heads = list(next(iter(rows.values())))
+    text = markdown(["model", *heads], [[name, *(f"{r[h]:.2f}" for h in heads)] for name, r in rows.items()])
+    write_text(args.out / "results.md", text + "\n")
+    print(text)
+    return rows
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--warm_up", type=int, default=5, help="epochs of warm-up")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--z_dim", type=int, default=20)
+    parser.add_argument("--hidden", type=int, default=400)
+    parser.add_argument("--num_samples", type=int, default=500, help="importance samples")
+    parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/conditional"))
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.out = args.out.with_name(args.out.name + "-smoke")
+        vars(args).update(data="digits", epochs=2, warm_up=1, z_dim=2, hidden=16, num_samples=5, num_images=20)
+    return args
+
+
+if __name__ == "__main__":
+    main()
