@@ -78,7 +78,8 @@ STRUCTURES = {
 
 
 def _bayesian(make):
-    return BayesianWeights(make(), noise="local_reparameterization")
+    structure = make()  # the VampPrior's encoder is used twice, which allows no noise a datum
+    return BayesianWeights(structure, noise="shared" if isinstance(structure, VampPrior) else "local_reparameterization")
 
 
 # Every structure, under its own name, once more with a posterior over all its weights.

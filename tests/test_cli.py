@@ -211,6 +211,44 @@ class MyVAE(torch.nn.Module):
 """
 
 
+FAMILY = {
+    "AE": ["AE", "--structure.z_dim", "2", "--structure.hidden_dim", "8"],
+    "ConditionalVAE": ["ConditionalVAE", "--structure.z_dim", "2", "--structure.hidden_dim", "8"],
+    "VaDE": ["VaDE", "--structure.z_dim", "2", "--structure.hidden_dims", "[8]"],
+    "SparseVAE": ["SparseVAE", "--structure.code", "BetaCode", "--structure.code.a", "0.4", "--structure.z_dim", "4"],
+    "MixturePrior": ["MixturePrior", "--structure.num_components", "3"],
+    "VampPrior": [
+        *("VampPrior", "--structure.base", "LadderVAE", "--structure.base.z_dims", "[4,2]"),
+        *("--structure.base.hidden_dims", "[16,8]", "--structure.num_pseudo_inputs", "5"),
+    ],
+    "FlowVAE": ["FlowVAE", "--structure.flow", "PlanarFlow", "--structure.num_flows", "2"],
+    "DenoisingVAE": [
+        *("DenoisingVAE", "--structure.level.start", "0.5", "--structure.level.stop", "0.1"),
+        *("--structure.level.length", "2", "--structure.corruption", "pyro_lvae.structures.denoising.masking"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_family_goes_all_the_way(name, tmp_path, capsys):
+    small = ["--epochs", "2", "--beta.length", "2", "--num_samples", "5", "--num_images", "20"]
+    main(["train", "--structure", *FAMILY[name], *small, "--tensorboard", "false", "--out", "run"])
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert before["structure"] == name
+    assert (before["test_log_likelihood"] is None) == (name == "AE")
+    main(["train", "--out", "run", "--resume", "--epochs", "3"])
+    main(["evaluate", "run", "--num_samples", "5", "--num_images", "20"])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 3
+    main(["report", "run"])
+    figures = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
+    assert ("samples" in figures) == (name != "AE")
+    assert "reconstructions" in figures
+    if name == "AE":
+        assert "AE has no prior to draw from" in _fails(capsys, "sample", "run")
+    else:
+        main(["sample", "run", "--num_samples", "4"])
+
+
 def test_a_structure_of_ones_own_by_its_path(tmp_path):
     (tmp_path / "my_own_module.py").write_text(OWN)
     options = ["--structure", "my_own_module.MyVAE", "--structure.z_dims", "[5]", *SMALL[4:], "--out", "run"]
