@@ -27,7 +27,7 @@ _NAMES = {
     "KLBalanced LedgerELBO Renyi SampledELBO",
     "optim": "FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
-    "structures": "VAE GaussianHierarchy HierarchicalVAE LadderVAE Structure",
+    "structures": "VAE BetaVAE GaussianHierarchy HierarchicalVAE LadderVAE Structure",
     "svi": "for_svi",
     "traces": "ledger",
     "train": "fit",
