@@ -17,9 +17,10 @@ _NAMES = {
     "conditionals": "",  # used as pyro_lvae.conditionals.Normal
     "contract": "ContractError check",
     "data": "DataError Dataset load",
-    "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration elbo encode interpolate "
-    "kl_per_layer log_likelihood manifold posterior_activity predictive_log_likelihood prune reconstruct sample_prior "
-    "signal_to_noise summarize weight_kl weight_summary",
+    "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration dci elbo encode "
+    "factor_vae_score interpolate kl_per_layer log_likelihood manifold mutual_information mutual_information_gap "
+    "posterior_activity predictive_log_likelihood prune reconstruct sample_prior signal_to_noise summarize traverse "
+    "weight_kl weight_summary",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear

@@ -19,6 +19,7 @@ from pyro_lvae import (
     reconstruct,
     sample_prior,
     summarize,
+    traverse,
 )
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate.chunks import _MadeBytes, chunked_ledgers, cost_of
@@ -36,6 +37,7 @@ def test_every_evaluation_works_on_every_structure(structure, x):
     assert reconstruct(structure, x).shape == (7, 12)
     assert interpolate(structure, x[:2], x[2:4], 5).shape == (2, 5, 12)
     assert sample_prior(structure, 4, x).shape == (4, 12)
+    assert traverse(structure, x[:2], "z1", units=[1], steps=4).shape == (2, 1, 4, 12)
     assert structure.training, "evaluation restores the mode"
     assert all(p.grad is None for p in structure.parameters())
 
@@ -151,9 +153,68 @@ def test_manifold_runs_through_the_inverse_normal_cdf(x):
         manifold(VAE(12, 3, 16), x)
 
 
+def test_a_traversal_moves_one_unit_and_holds_the_rest(x):
+    """Against the bare networks: of a VAE all others at the posterior mean, in two dtypes of the data."""
+    vae = VAE(12, 3, 16, likelihood=Normal).eval()
+    mu, _ = vae.bottom_up[0][1].moments(vae.bottom_up[0][0](x))
+    path = traverse(vae, x, units=[2, 0], low=-1, high=2, steps=4)
+    assert path.shape == (7, 2, 4, 12)
+    for row, (at, unit), (step, value) in [(0, (0, 2), (0, -1.0)), (6, (1, 0), (2, 1.0)), (3, (0, 2), (3, 2.0))]:
+        z = mu[row].clone()
+        z[unit] = value
+        torch.testing.assert_close(path[row, at, step], vae.likelihood(vae.decoder(z)).mean)
+    torch.testing.assert_close(traverse(vae, x, "z1", low=-1, high=2, steps=4)[:, [2, 0]], path)
+
+
+@pytest.mark.parametrize("make", [HierarchicalVAE, LadderVAE])
+def test_a_traversal_of_a_middle_layer(make, x):
+    """z3 stays where the guide has it, which x does not see; z1 follows z2 by its conditional mean."""
+    structure = make(12, (5, 3, 2), (16, 8, 8), likelihood=Normal).eval()
+    path = traverse(structure, x, "z2", units=[1], low=0.5, high=0.5, steps=1)[:, 0, 0]
+    if make is HierarchicalVAE:  # its means, from the data upwards
+        z2 = structure.bottom_up[1](structure.bottom_up[0](x).mean).mean.clone()
+    else:
+        *evidence, top = structure._upwards(x)
+        p = structure.top_down[1](top[0])
+        (m, v), (mu, var) = evidence[1], (p.mean, p.variance)
+        z2 = (m / v + mu / var) / (1 / v + 1 / var)
+    z2[:, 1] = 0.5
+    torch.testing.assert_close(path, structure.likelihood(structure.decoder(structure.top_down[0](z2).mean)).mean)
+    default = traverse(structure, x, steps=2)
+    assert default.shape == (7, 2, 2, 12), "the top layer"
+    assert not torch.allclose(default[:, :, 0], default[:, :, 1]), "what is moved above is not hidden by z1"
+
+
+def test_a_traversal_from_draws(x):
+    vae = VAE(12, 3, 16, likelihood=Normal)
+    means = [traverse(vae, x, steps=2) for _ in range(2)]
+    assert torch.equal(*means), "without draws nothing is random"
+    draws = [traverse(vae, x, steps=2, draw=True) for _ in range(2)]
+    assert not torch.allclose(*draws)
+
+
+def test_a_traversal_of_a_structure_with_global_sites(x):
+    """The weights are held at their means, which is the structure with these weights put in."""
+    bayesian = BayesianWeights(VAE(12, 3, 16))
+    path = traverse(bayesian, x[:2], "z1", units=[0, 2])
+    torch.testing.assert_close(path, traverse(bayesian.mean(), x[:2], "z1", units=[0, 2]))
+    with pytest.raises(ValueError, match="the continuous layers are 'z1'"):
+        traverse(bayesian, x, bayesian.names[0])
+
+
+def test_layers_below_a_manifold_take_their_means(x):
+    structure = HierarchicalVAE(12, (3, 2), (8, 8), likelihood=Normal).eval()
+    grid = manifold(structure, x, size=3)
+    z1 = structure.top_down[0](torch.zeros(1, 2)).mean  # the middle of the square
+    torch.testing.assert_close(grid[1, 1], structure.likelihood(structure.decoder(z1)).mean[0])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda s, x: traverse(s, x, "z4"), "layer is 'z4'; the continuous layers are 'z1'"),
+        (lambda s, x: traverse(s, x, units=[3]), r"units \[3\] at 7 steps; 'z1' has units 0 to 2"),
+        (lambda s, x: traverse(s, x, units=[]), "name some"),
         (lambda s, x: log_likelihood(s, x[0]), r"x is of shape \(12,\); expected a tensor \[N, D\]"),
         (lambda s, x: log_likelihood(s, x, 0), "num_samples is 0"),
         (lambda s, x: elbo(s, x.tolist()), "x is a list"),

@@ -2,9 +2,10 @@
 
 from .annealed import Bracket, ais_log_likelihood, bidirectional_monte_carlo, check_annealable
 from .calibration import Calibration, calibration, reliability
+from .disentanglement import DCI, dci, factor_vae_score, mutual_information, mutual_information_gap
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
 from .likelihood import elbo, log_likelihood, refuse_global_sites
-from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior
+from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior, traverse
 from .summary import summarize
 from .weights import (
     LayerSummary,
@@ -20,6 +21,7 @@ __all__ = [
     "Activity",
     "Bracket",
     "Calibration",
+    "DCI",
     "LayerSummary",
     "Predictive",
     "active_units",
@@ -27,12 +29,16 @@ __all__ = [
     "bidirectional_monte_carlo",
     "calibration",
     "check_annealable",
+    "dci",
     "elbo",
     "encode",
+    "factor_vae_score",
     "interpolate",
     "kl_per_layer",
     "log_likelihood",
     "manifold",
+    "mutual_information",
+    "mutual_information_gap",
     "planar_layer",
     "posterior_activity",
     "posterior_samples",
@@ -44,6 +50,7 @@ __all__ = [
     "sample_prior",
     "signal_to_noise",
     "summarize",
+    "traverse",
     "weight_kl",
     "weight_summary",
 ]

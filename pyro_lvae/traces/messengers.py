@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pyro.distributions import TorchDistribution
+from contextlib import suppress
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -38,14 +40,15 @@ class ParticleMessenger(Messenger):
 
 
 class MeanMessenger(Messenger):
-    """Every continuous site that is not observed takes the mean of its distribution instead of a draw."""
+    """Every continuous site that is not observed takes the mean of its distribution, where it has one, not a draw."""
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistribution):
-            return
+        if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistributionMixin):
+            return  # the mixin, since `Independent` is no `TorchDistribution`
         if not fn.support.is_discrete:
-            msg["value"], msg["done"] = fn.mean, True
+            with suppress(NotImplementedError):
+                msg["value"], msg["done"] = fn.mean, True
 
 
 class ValuesMessenger(Messenger):
