@@ -1,3 +1,5 @@
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import STRUCTURES
@@ -154,7 +156,7 @@ def test_manifold_runs_through_the_inverse_normal_cdf(x):
 
 
 def test_a_traversal_moves_one_unit_and_holds_the_rest(x):
-    """Against the bare networks: of a VAE all others at the posterior mean, in two dtypes of the data."""
+    """Against the bare networks: all other units at the posterior mean."""
     vae = VAE(12, 3, 16, likelihood=Normal).eval()
     mu, _ = vae.bottom_up[0][1].moments(vae.bottom_up[0][0](x))
     path = traverse(vae, x, units=[2, 0], low=-1, high=2, steps=4)
@@ -200,6 +202,42 @@ def test_a_traversal_of_a_structure_with_global_sites(x):
     torch.testing.assert_close(path, traverse(bayesian.mean(), x[:2], "z1", units=[0, 2]))
     with pytest.raises(ValueError, match="the continuous layers are 'z1'"):
         traverse(bayesian, x, bayesian.names[0])
+
+
+class Layered(nn.Module):
+    """A scalar s ~ N(0, 1), a switch c, z1 ~ N(s + c, 1) and x ~ N((z1, s, c), 1); q(z1) is a flow without a mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            s = pyro.sample("s", dist.Normal(x.new_zeros(()), 1.0))
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.5)))
+            z = pyro.sample("z1", dist.Normal((s + c)[..., None], 1.0).to_event(1))
+            mu = torch.cat([z, s[..., None], c[..., None]], -1)
+            pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("s", dist.Normal(x[:, 1], 1.0))
+            pyro.sample("c", dist.Bernoulli(x[:, 2]))
+            flow = dist.transforms.AffineTransform(3 * x[:, :1], 0.5, event_dim=1)
+            pyro.sample("z1", dist.TransformedDistribution(dist.Normal(0 * x[:, :1], 1.0).to_event(1), flow))
+
+
+def test_a_traversal_of_a_scalar_a_switch_and_a_flow():
+    x = torch.tensor([[0.5, 2.0, 1.0], [0.1, -1.0, 0.0]])
+    path = traverse(Layered(), x, "s", low=0, high=4, steps=3)[:, 0]
+    assert path[..., 1].tolist() == [[0, 2, 4], [0, 2, 4]], "what is moved"
+    torch.testing.assert_close(path[..., 0], path[..., 1] + path[..., 2])  # z1 at its conditional mean
+    below = traverse(Layered(), x, "z1", low=-1, high=1, steps=2)[:, 0]
+    assert below[..., 0].tolist() == [[-1, 1], [-1, 1]]
+    assert below[..., 1].tolist() == [[2, 2], [-1, -1]], "above it, posterior means"
+    assert below[..., 2].tolist() == [[1, 1], [0, 0]], "a switch is held at a draw of the guide"
+    with pytest.raises(ValueError, match="layer is 'c'; the continuous layers are 's', 'z1'"):
+        traverse(Layered(), x, "c")
 
 
 def test_layers_below_a_manifold_take_their_means(x):

@@ -73,7 +73,7 @@ def traverse(
 
     The other units of the layer, and the layers above it, stay at the means of q(z|x) (each given the means of those
     that the guide has before it). Layers below, which the model draws after it, take their conditional means: held at
-    the posterior of `x`, they would hide what is moved above them.
+    the posterior of `x`, they would hide what is moved above them. What is discrete, or has no known mean, is drawn.
 
     Args:
         x: data `[N, D]` to start from.
@@ -97,7 +97,7 @@ def traverse(
             order = [name for name in generate(structure, x, {}, y) if name in held]
         layer = _continuous_layer(layer, order, held, len(x))
         z = held[layer][1]
-        moved = _moved(z.flatten(1), layer, units, torch.linspace(low, high, steps).to(z))
+        moved = _moved(z.reshape(len(x), -1), layer, units, torch.linspace(low, high, steps).to(z))
 
         def repeated(v: Tensor) -> Tensor:
             return v.repeat_interleave(moved.shape[1] * steps, 0)

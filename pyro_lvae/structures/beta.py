@@ -19,7 +19,7 @@ class BetaVAE(HierarchicalVAE):
 
         L = E_q[log p(x|z)] - beta KL(q(z|x) || p(z))
 
-    This is the Lagrangian, with its KKT multiplier beta held fixed, of the problem (eqs. 2-3)
+    This is, but for the constant beta epsilon, the Lagrangian (eq. 3) with a KKT multiplier beta held fixed, of (eq. 2)
 
         max E_q[log p(x|z)]  subject to  KL(q(z|x) || p(z)) < epsilon
 
