@@ -28,13 +28,13 @@ def factor_vae_score(
 
         d* = argmin_d Var_batch(z_d) / Var(z_d)
 
-    The classifier answers d* with the factor that most training votes of that unit had; its accuracy on the test votes
-    is the score. Chance is 1/F. (The paper counts the training votes alone.)
+    The classifier answers d* with the factor that most training votes of that unit had; its accuracy on other votes is
+    the score. Chance is 1/F.
 
     Args:
         codes: `[N, z]`.
         factors: classes `[N, F]`, integers.
-        batch_size: L, rows drawn for a vote, with replacement.
+        batch_size: L, rows drawn for a vote, with replacement; a value should have many more.
         num_train, num_test: votes for each factor.
         min_variance: units whose variance over all rows is no more than this never win; constant units never do.
     """
@@ -57,7 +57,7 @@ def factor_vae_score(
 
 
 def mutual_information_gap(codes: Tensor, factors: Tensor, *, num_bins: int = 20) -> float:
-    r"""MIG: by how much the best unit for a factor beats the second (Chen et al. 2018, eq. 6).
+    r"""MIG: by how much the best unit for a factor beats the second (Chen et al. 2018, section 4).
 
         MIG = 1/F sum_k [I(z_j(k); v_k) - max_{j != j(k)} I(z_j; v_k)] / H(v_k),   j(k) = argmax_j I(z_j; v_k)
 
@@ -118,7 +118,7 @@ def dci(
     max_depth: int | None = 8,
     test_fraction: float = 0.2,
 ) -> DCI:
-    r"""Disentanglement, completeness, informativeness (Eastwood & Williams 2018, section 2), by random forests.
+    r"""Disentanglement, completeness, informativeness (Eastwood & Williams 2018), by random forests.
 
         D_i = 1 - H_F(R_ik / sum_k R_ik),   D = sum_i rho_i D_i,   rho_i = sum_k R_ik / sum_ik R_ik
         C_k = 1 - H_z(R_ik / sum_i R_ik),   C = mean_k C_k
@@ -130,8 +130,8 @@ def dci(
         codes: `[N, z]`.
         factors: `[N, F]`; integers are classes, floating-point numbers are regressed.
         num_trees: of the forest of each factor; each split may choose among all units.
-        max_depth: of the trees, which the paper chooses by validation; `None` grows them out. The deeper, the more
-            splits fit noise, which spreads the importance over all units: compare codes at one depth, by as many rows.
+        max_depth: of the trees; `None` grows them out. The deeper, the more splits fit noise, which spreads the
+            importance over all units: compare codes at one depth, and by as many rows.
         test_fraction: of the rows, held out at random.
     """
     codes, factors = _checked(codes, factors)
