@@ -18,8 +18,9 @@ _NAMES = {
     "contract": "ContractError check",
     "data": "DataError Dataset load",
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration cluster_probabilities "
-    "clustering_accuracy elbo encode interpolate kl_per_layer log_likelihood manifold posterior_activity "
-    "predictive_log_likelihood prune rate_distortion reconstruct sample_prior signal_to_noise summarize weight_kl "
+    "clustering_accuracy dci elbo encode factor_vae_score interpolate kl_per_layer log_likelihood "
+    "manifold mutual_information mutual_information_gap posterior_activity predictive_log_likelihood "
+    "prune rate_distortion reconstruct sample_prior signal_to_noise summarize traverse weight_kl "
     "weight_summary",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
@@ -29,8 +30,8 @@ _NAMES = {
     "optim": "FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
     "schedules": "Schedule constant cyclical linear",
-    "structures": "AE VAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE MixturePrior "
-    "SparseVAE Structure VaDE VampPrior",
+    "structures": "AE VAE BetaVAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE "
+    "MixturePrior SparseVAE Structure VaDE VampPrior",
     "svi": "for_svi",
     "traces": "ledger",
     "train": "fit",

@@ -23,6 +23,7 @@ from .evaluate import (
     posterior_samples,
     reconstruct,
     sample_prior,
+    traverse,
 )
 from .evaluate.latents import ACTIVE
 from .results import Comparison, EpochMetrics, EstimatorQuality, TrainingComparison
@@ -82,6 +83,12 @@ def interpolations(structure: nn.Module, x: Tensor, shape: tuple[int, int]) -> F
     steps = 10
     path = interpolate(structure, x[:-1], x[1:], steps)
     return image_grid(path.flatten(0, 1), shape, steps, "between two codes")
+
+
+def traversals(structure: nn.Module, x: Tensor, shape: tuple[int, int], layer: str | None = None, **options) -> Figure:
+    """E[x | z] with one unit a row moved over its range, for each of the data `[N, D]`; `options` as in `traverse`."""
+    path = traverse(structure, x, layer, **options)
+    return image_grid(path.flatten(0, 2), shape, path.shape[2], f"one unit of {layer or 'the top layer'} a row")
 
 
 def pca(codes: dict[str, Tensor], labels: Tensor | None = None) -> Figure:
@@ -210,7 +217,8 @@ def draw(
     y = labels if (takes_labels(structure) if supervised is None else supervised) else None
     figures = {"elbo": elbo_curves(history), "kl_per_layer": kl_curves(history)} if history else {}
     activity = posterior_activity(structure, x, num_samples=20, y=y)
-    figures |= {"active_units": active_units(activity), "pca": pca(posterior_samples(structure, x, y=y), labels)}
+    classes = None if labels is None or labels.ndim > 1 else labels  # several factors have no one colour
+    figures |= {"active_units": active_units(activity), "pca": pca(posterior_samples(structure, x, y=y), classes)}
     if len(data.shape) == 2:
         figures |= _pictures(structure, data, y)
     return figures

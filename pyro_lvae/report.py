@@ -16,7 +16,7 @@ CAPTIONS = {
     "interpolations": "Means of p(x|z) on straight lines between the codes of two test data.",
     "manifold": "The unit square, mapped through the inverse normal CDF to the 2-D top layer, and decoded.",
     "active_units": "A unit is active where its posterior mean varies over the data by more than 0.01.",
-    "pca": "Draws of q(zᵢ|·) for test data, first two principal components of each layer, by class.",
+    "pca": "Draws of q(zᵢ|·) for test data, first two principal components of each layer, by class where there is one.",
 }
 
 STYLE = """

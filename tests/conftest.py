@@ -12,6 +12,7 @@ from pyro_lvae import (
     AE,
     VAE,
     BayesianWeights,
+    BetaVAE,
     ConditionalVAE,
     Dataset,
     DenoisingVAE,
@@ -74,12 +75,15 @@ STRUCTURES = {
     "FlowVAE-top": partial(FlowVAE, 12, LADDER, IAF, 1, layers="top"),
     "DenoisingVAE": partial(DenoisingVAE, 12, partial(VAE, z_dim=3, hidden_dim=16)),
     "DenoisingVAE-ladder": partial(DenoisingVAE, 12, LADDER, masking, linear(0.5, 0.1, epochs=3)),
+    "BetaVAE": partial(BetaVAE, 12, 3, 16),
 }
 
 
 def _bayesian(make):
     structure = make()  # the VampPrior's encoder is used twice, which allows no noise a datum
-    return BayesianWeights(structure, noise="shared" if isinstance(structure, VampPrior) else "local_reparameterization")
+    return BayesianWeights(
+        structure, noise="shared" if isinstance(structure, VampPrior) else "local_reparameterization"
+    )
 
 
 # Every structure, under its own name, once more with a posterior over all its weights.

@@ -6,7 +6,7 @@ from pyro.infer import Trace_ELBO
 from torch.distributions import Bernoulli, Normal
 from torch.nn import functional as F
 
-from pyro_lvae import HierarchicalVAE, LadderVAE
+from pyro_lvae import BetaVAE, HierarchicalVAE, LadderVAE
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 6), batch_norm=False)
 
@@ -73,6 +73,20 @@ def hierarchical_elbo(w, x):
     return bound + log_normal(z[3], torch.zeros(2).double(), torch.ones(2).double()) + log_px(w, x, z[1])
 
 
+def beta_vae_elbo(w, x):
+    """Two layers of ReLU up, three of tanh down."""
+    h = x
+    for i in (0, 2):
+        h = F.relu(h @ w[f"bottom_up.0.0.{i}.weight"].T + w[f"bottom_up.0.0.{i}.bias"])
+    mu, var = head(w, "bottom_up.0.1", h)
+    z = h = draw(mu, var)
+    for i in (0, 2, 4):
+        h = torch.tanh(h @ w[f"decoder.{i}.weight"].T + w[f"decoder.{i}.bias"])
+    logits = h @ w["likelihood.logits.weight"].T + w["likelihood.logits.bias"]
+    kl = log_normal(z, mu, var) - log_normal(z, 0 * mu, 1 + 0 * var)
+    return Bernoulli(logits=logits).log_prob(x).sum(-1) - kl
+
+
 CASES = {
     "ladder": (LadderVAE(**SIZES), lambda w, x: ladder_elbo(w, x, "top_down", False)),
     "ladder-mu-upwards": (LadderVAE(**SIZES, mu_upwards=True), lambda w, x: ladder_elbo(w, x, "top_down", True)),
@@ -81,6 +95,7 @@ CASES = {
         lambda w, x: ladder_elbo(w, x, "guide_top_down", False),
     ),
     "hierarchical": (HierarchicalVAE(**SIZES), hierarchical_elbo),
+    "beta": (BetaVAE(12, 4, 9), beta_vae_elbo),
 }
 
 

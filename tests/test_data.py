@@ -131,7 +131,7 @@ def test_unknown_names_are_answered_with_the_known():
         load("cifar")
 
 
-@pytest.mark.parametrize("name", ["binarized_mnist", "omniglot", "freyfaces", "norb"])
+@pytest.mark.parametrize("name", ["binarized_mnist", "omniglot", "freyfaces", "norb", "dsprites"])
 def test_a_missing_file_says_where_and_how(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="was not found. Looked for:") as caught:
@@ -182,6 +182,24 @@ def test_real_data(data_root, name, train, test, shape, binarize):
     assert data.x_train.max() <= 1
     if name != "freyfaces":
         assert set(data.x_test.unique().tolist()) == {0, 1}
+
+
+def test_dsprites_come_with_their_factors(data_root):
+    """Every image is a row of the grid of factors, once; and what a factor is, the images say."""
+    data = load("dsprites", data_root)
+    assert (len(data.x_train), len(data.x_test), data.shape, data.binarize) == (41472, 4608, (64, 64), False)
+    assert set(data.x_test.unique().tolist()) == {0, 1}
+    both = torch.cat([data.y_train, data.y_test])
+    assert (both.dtype, both.shape) == (torch.int64, (46080, 5))
+    assert (both.amax(0) + 1).tolist() == [3, 6, 10, 16, 16]
+    assert len(both.unique(dim=0)) == 46080
+    ink = data.x_test.sum(1)
+    scale = [ink[data.y_test[:, 1] == s].mean() for s in range(6)]
+    assert scale == sorted(scale), "larger sprites have more ink"
+    images = data.x_test.reshape(-1, 64, 64)
+    for factor, axis in ((3, 1), (4, 2)):
+        centre = (images.sum(axis) * torch.arange(64)).sum(1) / ink
+        assert torch.corrcoef(torch.stack([data.y_test[:, factor].float(), centre]))[0, 1] > 0.99
 
 
 def _write_norb(path, array):

@@ -1,3 +1,5 @@
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import STRUCTURES
@@ -19,6 +21,7 @@ from pyro_lvae import (
     reconstruct,
     sample_prior,
     summarize,
+    traverse,
 )
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate import can_generate, has_likelihood
@@ -42,6 +45,7 @@ def test_every_evaluation_works_on_every_structure(structure, x):
     assert reconstruct(structure, x).shape == (7, 12)
     assert interpolate(structure, x[:2], x[2:4], 5).shape == (2, 5, 12)
     assert not can_generate(structure, x) or sample_prior(structure, 4, x).shape == (4, 12)
+    assert traverse(structure, x[:2], "z1", units=[1], steps=4).shape == (2, 1, 4, 12)
     assert structure.training, "evaluation restores the mode"
     assert all(p.grad is None for p in structure.parameters())
 
@@ -159,9 +163,104 @@ def test_manifold_runs_through_the_inverse_normal_cdf(x):
         manifold(VAE(12, 3, 16), x)
 
 
+def test_a_traversal_moves_one_unit_and_holds_the_rest(x):
+    """Against the bare networks: all other units at the posterior mean."""
+    vae = VAE(12, 3, 16, likelihood=Normal).eval()
+    mu, _ = vae.bottom_up[0][1].moments(vae.bottom_up[0][0](x))
+    path = traverse(vae, x, units=[2, 0], low=-1, high=2, steps=4)
+    assert path.shape == (7, 2, 4, 12)
+    for row, (at, unit), (step, value) in [(0, (0, 2), (0, -1.0)), (6, (1, 0), (2, 1.0)), (3, (0, 2), (3, 2.0))]:
+        z = mu[row].clone()
+        z[unit] = value
+        torch.testing.assert_close(path[row, at, step], vae.likelihood(vae.decoder(z)).mean)
+    torch.testing.assert_close(traverse(vae, x, "z1", low=-1, high=2, steps=4)[:, [2, 0]], path)
+
+
+@pytest.mark.parametrize("make", [HierarchicalVAE, LadderVAE])
+def test_a_traversal_of_a_middle_layer(make, x):
+    """z3 stays where the guide has it, which x does not see; z1 follows z2 by its conditional mean."""
+    structure = make(12, (5, 3, 2), (16, 8, 8), likelihood=Normal).eval()
+    path = traverse(structure, x, "z2", units=[1], low=0.5, high=0.5, steps=1)[:, 0, 0]
+    if make is HierarchicalVAE:  # its means, from the data upwards
+        z2 = structure.bottom_up[1](structure.bottom_up[0](x).mean).mean.clone()
+    else:
+        *evidence, top = structure._upwards(x)
+        p = structure.top_down[1](top[0])
+        (m, v), (mu, var) = evidence[1], (p.mean, p.variance)
+        z2 = (m / v + mu / var) / (1 / v + 1 / var)
+    z2[:, 1] = 0.5
+    torch.testing.assert_close(path, structure.likelihood(structure.decoder(structure.top_down[0](z2).mean)).mean)
+    default = traverse(structure, x, steps=2)
+    assert default.shape == (7, 2, 2, 12), "the top layer"
+    assert not torch.allclose(default[:, :, 0], default[:, :, 1]), "what is moved above is not hidden by z1"
+
+
+def test_a_traversal_from_draws(x):
+    vae = VAE(12, 3, 16, likelihood=Normal)
+    means = [traverse(vae, x, steps=2) for _ in range(2)]
+    assert torch.equal(*means), "without draws nothing is random"
+    draws = [traverse(vae, x, steps=2, draw=True) for _ in range(2)]
+    assert not torch.allclose(*draws)
+
+
+def test_a_traversal_of_a_structure_with_global_sites(x):
+    """The weights are held at their means, which is the structure with these weights put in."""
+    bayesian = BayesianWeights(VAE(12, 3, 16))
+    path = traverse(bayesian, x[:2], "z1", units=[0, 2])
+    torch.testing.assert_close(path, traverse(bayesian.mean(), x[:2], "z1", units=[0, 2]))
+    with pytest.raises(ValueError, match="the continuous layers are 'z1'"):
+        traverse(bayesian, x, bayesian.names[0])
+
+
+class Layered(nn.Module):
+    """A scalar s ~ N(0, 1), a switch c, z1 ~ N(s + c, 1) and x ~ N((z1, s, c), 1); q(z1) is a flow without a mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            s = pyro.sample("s", dist.Normal(x.new_zeros(()), 1.0))
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.5)))
+            z = pyro.sample("z1", dist.Normal((s + c)[..., None], 1.0).to_event(1))
+            mu = torch.cat([z, s[..., None], c[..., None]], -1)
+            pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("s", dist.Normal(x[:, 1], 1.0))
+            pyro.sample("c", dist.Bernoulli(x[:, 2]))
+            flow = dist.transforms.AffineTransform(3 * x[:, :1], 0.5, event_dim=1)
+            pyro.sample("z1", dist.TransformedDistribution(dist.Normal(0 * x[:, :1], 1.0).to_event(1), flow))
+
+
+def test_a_traversal_of_a_scalar_a_switch_and_a_flow():
+    x = torch.tensor([[0.5, 2.0, 1.0], [0.1, -1.0, 0.0]])
+    path = traverse(Layered(), x, "s", low=0, high=4, steps=3)[:, 0]
+    assert path[..., 1].tolist() == [[0, 2, 4], [0, 2, 4]], "what is moved"
+    torch.testing.assert_close(path[..., 0], path[..., 1] + path[..., 2])  # z1 at its conditional mean
+    below = traverse(Layered(), x, "z1", low=-1, high=1, steps=2)[:, 0]
+    assert below[..., 0].tolist() == [[-1, 1], [-1, 1]]
+    assert below[..., 1].tolist() == [[2, 2], [-1, -1]], "above it, posterior means"
+    assert below[..., 2].tolist() == [[1, 1], [0, 0]], "a switch is held at a draw of the guide"
+    with pytest.raises(ValueError, match="layer is 'c'; the continuous layers are 's', 'z1'"):
+        traverse(Layered(), x, "c")
+
+
+def test_layers_below_a_manifold_take_their_means(x):
+    structure = HierarchicalVAE(12, (3, 2), (8, 8), likelihood=Normal).eval()
+    grid = manifold(structure, x, size=3)
+    z1 = structure.top_down[0](torch.zeros(1, 2)).mean  # the middle of the square
+    torch.testing.assert_close(grid[1, 1], structure.likelihood(structure.decoder(z1)).mean[0])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda s, x: traverse(s, x, "z4"), "layer is 'z4'; the continuous layers are 'z1'"),
+        (lambda s, x: traverse(s, x, units=[3]), r"units \[3\] at 7 steps; 'z1' has units 0 to 2"),
+        (lambda s, x: traverse(s, x, units=[]), "name some"),
         (lambda s, x: log_likelihood(s, x[0]), r"x is of shape \(12,\); expected a tensor \[N, D\]"),
         (lambda s, x: log_likelihood(s, x, 0), "num_samples is 0"),
         (lambda s, x: elbo(s, x.tolist()), "x is a list"),

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from pyro_lvae import HierarchicalVAE, LadderVAE, fit, load, plots, to_inference_data
+from pyro_lvae import BetaVAE, HierarchicalVAE, LadderVAE, fit, load, plots, to_inference_data, traverse
 from pyro_lvae.data import Dataset
 from pyro_lvae.report import write_report
 from pyro_lvae.runs import Run, RunFiles, claim_folder
@@ -47,6 +47,33 @@ def test_pictures_of_data_that_are_no_images(tiny):
     history = fit(structure, data, epochs=1, callbacks=())
     assert set(plots.draw(structure, data, history)) == {"elbo", "kl_per_layer", "active_units", "pca"}
     assert set(plots.draw(structure, data, [])) == {"active_units", "pca"}
+
+
+def test_factors_of_variation_are_labels_without_colours(tiny, tmp_path):
+    """Labels `[N, F]`: trained, evaluated and reported; the codes are not coloured by class."""
+    factors = [
+        torch.stack([torch.arange(len(x)) % 2, torch.arange(len(x)) % 3], 1) for x in (tiny.x_train, tiny.x_test)
+    ]
+    data = Dataset("factors", tiny.x_train, tiny.x_test, *factors, shape=(3, 4))
+    structure = BetaVAE(12, 3, 8)
+    run = Run(tmp_path, structure, data, "SampledELBO", fit(structure, data, epochs=1, out=tmp_path, callbacks=()))
+    run.evaluate(num_samples=2, num_images=5)
+    assert "first two principal components" in run.report().read_text()
+    x, y = next(data.batches(10, torch.arange(45)))
+    assert (x.shape, y.shape) == ((10, 12), (10, 2))
+    assert torch.equal(y, factors[0][:10])
+    assert len(plots.draw(structure, data, [])["pca"].axes) == 1
+    assert len(plots.draw(structure, tiny, [])["pca"].axes) == 2, "with the bar of classes"
+
+
+def test_traversals_show_a_unit_a_row():
+    structure = BetaVAE(6, 3, 8)
+    x = (torch.rand(2, 6) > 0.5).float()
+    figure = plots.traversals(structure, x, (2, 3), steps=5, units=[2, 0])
+    canvas = torch.from_numpy(figure.axes[0].images[0].get_array().copy())
+    assert canvas.shape == (2 * 2 * 3, 5 * 4)
+    path = traverse(structure, x, steps=5, units=[2, 0])
+    torch.testing.assert_close(canvas[9 + 1 : 9 + 3, 16 + 1 : 16 + 4].flatten(), path[1, 1, 4])
 
 
 def test_image_grid_shows_each_image_in_its_place():

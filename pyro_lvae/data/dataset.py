@@ -23,7 +23,7 @@ class Dataset:
         name: what it is called in tables and file names.
         x_train: `[N, D]` float; grey values in [0, 1] when `binarize` is set.
         x_test: `[M, D]` float, ready for evaluation (binarised, where `binarize` is set).
-        y_train, y_test: class labels `[N]`, `[M]`, or `None`.
+        y_train, y_test: class labels `[N]`, `[M]`, or factors of variation `[N, F]`, `[M, F]`, or `None`.
         shape: shape of one datum, `(height, width)` for images; its product is D.
         binarize: every training batch is drawn as Bernoulli(x) anew, so each epoch sees other
             binary images of the same grey values (dynamic binarisation).

@@ -235,6 +235,20 @@ def _norb(roots: list[Path]) -> tuple[dict, bool]:
     return norb_arrays(roots, _find), False
 
 
+def _dsprites(roots: list[Path]) -> tuple[dict, bool]:
+    """64x64 binary sprites: 41,472 train, 4,608 test (fixed split); labels are shape, scale, orientation, x, y."""
+    path = _find(
+        "dSprites",
+        ["dsprites/dsprites_grid46080.npz", "dsprites_grid46080.npz"],
+        roots,
+        "From dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz of github.com/google-deepmind/dsprites-dataset take "
+        "orientations 0, 4 ... 36 and positions 0, 2 ... 30: numpy.savez(..., imgs=, latents_classes=), five classes "
+        "each, numbered from 0 in steps of 1.",
+    )
+    arrays = _arrays(path, ("imgs", "latents_classes"))
+    return _split(arrays["imgs"], 4608, arrays["latents_classes"]), False
+
+
 DATASETS: dict[str, Callable[[list[Path]], tuple[dict, bool]]] = {
     "digits": _digits,
     "mnist": _mnist,
@@ -242,4 +256,5 @@ DATASETS: dict[str, Callable[[list[Path]], tuple[dict, bool]]] = {
     "omniglot": _omniglot,
     "freyfaces": _freyfaces,
     "norb": _norb,
+    "dsprites": _dsprites,
 }

@@ -4,9 +4,10 @@ from .annealed import Bracket, ais_log_likelihood, bidirectional_monte_carlo, ch
 from .calibration import Calibration, calibration, reliability
 from .clusters import cluster_probabilities, clustering_accuracy
 from .codes import RateDistortion, rate_distortion
+from .disentanglement import DCI, dci, factor_vae_score, mutual_information, mutual_information_gap
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
 from .likelihood import elbo, has_likelihood, log_likelihood, refuse_global_sites
-from .samples import can_generate, interpolate, manifold, planar_layer, reconstruct, sample_prior
+from .samples import can_generate, interpolate, manifold, planar_layer, reconstruct, sample_prior, traverse
 from .summary import summarize
 from .weights import (
     LayerSummary,
@@ -22,24 +23,29 @@ __all__ = [
     "Activity",
     "Bracket",
     "Calibration",
+    "DCI",
     "LayerSummary",
     "Predictive",
     "RateDistortion",
     "active_units",
     "ais_log_likelihood",
     "bidirectional_monte_carlo",
-    "can_generate",
     "calibration",
+    "can_generate",
     "check_annealable",
     "cluster_probabilities",
     "clustering_accuracy",
+    "dci",
     "elbo",
     "encode",
+    "factor_vae_score",
     "has_likelihood",
     "interpolate",
     "kl_per_layer",
     "log_likelihood",
     "manifold",
+    "mutual_information",
+    "mutual_information_gap",
     "planar_layer",
     "posterior_activity",
     "posterior_samples",
@@ -52,6 +58,7 @@ __all__ = [
     "sample_prior",
     "signal_to_noise",
     "summarize",
+    "traverse",
     "weight_kl",
     "weight_summary",
 ]

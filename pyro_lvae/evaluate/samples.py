@@ -1,7 +1,10 @@
-"""Pictures' raw material: samples of the prior, reconstructions, interpolations, the latent manifold."""
+"""Pictures' raw material: samples of the prior, reconstructions, interpolations, traversals, the latent manifold."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pyro.distributions as dist
 import torch
 from pyro.distributions import Normal
 from torch import Tensor, nn
@@ -71,6 +74,58 @@ def interpolate(
         return torch.stack([_between(structure, start, ends, t, y) for t in torch.linspace(0, 1, steps).tolist()], 1)
 
 
+def traverse(
+    structure: nn.Module,
+    x: Tensor,
+    layer: str | None = None,
+    *,
+    units: Sequence[int] | None = None,
+    low: float = -3.0,
+    high: float = 3.0,
+    steps: int = 7,
+    draw: bool = False,
+    y: Tensor | None = None,
+) -> Tensor:
+    """E[x | z] with the units of one layer moved from `low` to `high`, one at a time (Higgins et al. 2017, figure 1).
+
+    The other units of the layer, and the layers above it, stay at the means of q(z|x) (each given the means of those
+    that the guide has before it). Layers below, which the model draws after it, take their conditional means: held at
+    the posterior of `x`, they would hide what is moved above them. What is discrete, or has no known mean, is drawn.
+
+    Args:
+        x: data `[N, D]` to start from.
+        layer: name of a continuous site; the first that the model samples, which is the top one, if left out.
+        units: which units to move, in this order; all if left out.
+        low, high: values of the moved unit, in its own units (prior standard deviations where the prior is N(0, I)).
+        steps: values between them, ends included.
+        draw: what stays is a draw of q(z|x) instead of means.
+        y: labels `[N, ...]`, for models that are conditional on them.
+
+    Returns:
+        `[N, units, steps, D]`.
+
+    Raises:
+        ValueError: no such continuous layer, or no such unit.
+    """
+    x, y = check_rows(structure, x, y)
+    with evaluating(structure):
+        held = guide_sites(structure, x, y, mean=not draw)
+        with forked_noise(x.device):
+            order = [name for name in generate(structure, x, {}, y) if name in held]
+        layer = _continuous_layer(layer, order, held, len(x))
+        z = held[layer][1]
+        moved = _moved(z.reshape(len(x), -1), layer, units, torch.linspace(low, high, steps).to(z))
+
+        def repeated(v: Tensor) -> Tensor:
+            return v.repeat_interleave(moved.shape[1] * steps, 0)
+
+        above = {name: held[name] for name in order[: order.index(layer)]}
+        latents = {n: repeated(v) if _is_local(q, len(x)) else v for n, (q, v) in above.items()}
+        latents[layer] = moved.reshape(-1, *z.shape[1:])
+        mean = generate(structure, repeated(x), latents, None if y is None else repeated(y), mean=True)["x"][0].mean
+    return mean.reshape(*moved.shape[:3], -1)
+
+
 def manifold(structure: nn.Module, like: Tensor, size: int = 20) -> Tensor:
     """E[x | z] on a grid over a 2-D top layer, the unit square through the inverse normal CDF.
 
@@ -116,3 +171,24 @@ def _between(structure: nn.Module, like: Tensor, ends: list[dict], t: float, y: 
         b = ends[1][name][1]
         latents[name] = torch.lerp(a, b, t) if a.is_floating_point() else (a if t < 0.5 else b)
     return generate(structure, like, latents, y)["x"][0].mean
+
+
+def _is_local(q: dist.TorchDistribution, rows: int) -> bool:
+    return q.batch_shape[-1:] == (rows,)
+
+
+def _continuous_layer(layer: str | None, order: list[str], held: dict, rows: int) -> str:
+    layers = [n for n in order if not held[n][0].support.is_discrete and _is_local(held[n][0], rows)]
+    if not layers or layer not in (None, *layers):
+        raise ValueError(f"layer is {layer!r}; the continuous layers are {', '.join(map(repr, layers)) or 'none'}")
+    return layer or layers[0]
+
+
+def _moved(z: Tensor, layer: str, units: Sequence[int] | None, values: Tensor) -> Tensor:
+    """`z` `[N, d]` with one unit at each of the values: `[N, units, steps, d]`."""
+    units = list(range(z.shape[1]) if units is None else units)
+    if not units or not all(0 <= u < z.shape[1] for u in units) or not len(values):
+        raise ValueError(f"units {units} at {len(values)} steps; {layer!r} has units 0 to {z.shape[1] - 1}, name some")
+    moved = z[:, None, None].repeat(1, len(units), len(values), 1)
+    moved[:, torch.arange(len(units)), :, units] = values
+    return moved

@@ -2,6 +2,7 @@
 
 from .autoencoder import AE
 from .base import Structure
+from .beta import BetaVAE
 from .conditional import ConditionalVAE
 from .denoising import DenoisingVAE
 from .flows import FlowVAE
@@ -18,6 +19,7 @@ STRUCTURES = (
     VAE,
     HierarchicalVAE,
     LadderVAE,
+    BetaVAE,
     ConditionalVAE,
     VaDE,
     SparseVAE,

@@ -32,6 +32,8 @@ class GaussianHierarchy(nn.Module):
         head_batch_norm: batch norm on the Gaussian heads too; `None` follows `batch_norm`.
         activation: makes the nonlinearity.
         min_variance: floor of the latent variances.
+        decoder_num_hidden: hidden layers of the MLP below z_1; `None` follows `num_hidden`.
+        decoder_activation: its nonlinearity; `None` follows `activation`.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class GaussianHierarchy(nn.Module):
         head_batch_norm: bool | None = None,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
         min_variance: float = 1e-5,
+        decoder_num_hidden: int | None = None,
+        decoder_activation: Callable[[], nn.Module] | None = None,
     ):
         super().__init__()
         _check_sizes(x_dim, z_dims, hidden_dims)
@@ -55,7 +59,8 @@ class GaussianHierarchy(nn.Module):
             batch_norm=batch_norm if head_batch_norm is None else head_batch_norm, min_variance=min_variance
         )
         self.top_down = self._top_down()
-        self.decoder = self._mlp(z_dims[0], 0)
+        of_decoder = dict(num_layers=decoder_num_hidden, activation=decoder_activation)
+        self.decoder = self._mlp(z_dims[0], 0, **{k: v for k, v in of_decoder.items() if v is not None})
         self.likelihood = likelihood(self.decoder.out_dim, x_dim)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -81,8 +86,8 @@ class GaussianHierarchy(nn.Module):
             self._gaussian(self.z_dims[i + 1], i + 1, self.z_dims[i]) for i in range(self.num_layers - 1)
         )
 
-    def _mlp(self, in_dim: int, layer: int) -> MLP:
-        return MLP(in_dim, self.hidden_dims[layer], **self._mlp_options)
+    def _mlp(self, in_dim: int, layer: int, **other) -> MLP:
+        return MLP(in_dim, self.hidden_dims[layer], **self._mlp_options | other)
 
     def _head(self, in_dim: int, out_dim: int) -> Normal:
         return Normal(in_dim, out_dim, **self._head_options)

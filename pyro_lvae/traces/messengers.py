@@ -45,7 +45,7 @@ class MeanMessenger(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
         if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistributionMixin):
-            return
+            return  # the mixin, since `Independent` is no `TorchDistribution`
         if not fn.support.is_discrete:
             with suppress(NotImplementedError):
                 msg["value"], msg["done"] = fn.mean, True

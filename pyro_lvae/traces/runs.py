@@ -62,9 +62,10 @@ def log_densities(fn: Callable, values: dict[str, Tensor], *args, num_particles:
     return {name: _log_prob(site) for name, site in sites.items()}
 
 
-def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> dict:
-    """{latent name: (distribution, value)} of one run of the guide."""
-    sites = _sample_sites(run(structure.guide, *_args(x, y)))
+def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None, *, mean: bool = False) -> dict:
+    """{latent name: (distribution, value)} of one run of the guide; with `mean`, continuous values are means."""
+    guide = MeanMessenger()(structure.guide) if mean else structure.guide
+    sites = _sample_sites(run(guide, *_args(x, y)))
     return {name: (site["fn"], site["value"]) for name, site in sites.items()}
 
 
