@@ -90,6 +90,20 @@ def _bayesian(make):
 STRUCTURES |= {f"{name}-bayesian": partial(_bayesian, make) for name, make in STRUCTURES.items() if name.isidentifier()}
 
 
+# By default these three meet every estimator, the others these few; the rest of the matrix is `slow`.
+CORE = {"VAE", "HierarchicalVAE", "LadderVAE"}
+FEW = {"Trace_ELBO-particles", "AnalyticELBO", "IWAE", "STL", "RWS"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        names = getattr(getattr(item, "callspec", None), "params", {})
+        if {"structure", "estimator"} <= set(names) and names["structure"] not in CORE:
+            if isinstance(names["estimator"], str) and names["estimator"] not in FEW:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     pyro.clear_param_store()
