@@ -176,7 +176,7 @@ def test_generates_and_reconstructs(structure, x):
     if can_generate(structure, x):
         assert sample_prior(structure, 6, x).shape == (6, 12)
     else:
-        with pytest.raises(ValueError, match="AE has no prior to draw from"):
+        with pytest.raises(ValueError, match="has no prior to draw from"):
             sample_prior(structure, 6, x)
     assert reconstruct(structure, x).shape == x.shape
     assert structure.training

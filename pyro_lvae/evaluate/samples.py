@@ -110,8 +110,8 @@ def traverse(
     x, y = check_rows(structure, x, y)
     with evaluating(structure):
         held = guide_sites(structure, x, y, mean=not draw)
-        with forked_noise(x.device):
-            order = [name for name in generate(structure, x, {}, y) if name in held]
+        values = {name: value for name, (_, value) in held.items()}
+        order = [name for name in generate(structure, x, values, y) if name in held]
         layer = _continuous_layer(layer, order, held, len(x))
         z = held[layer][1]
         moved = _moved(z.reshape(len(x), -1), layer, units, torch.linspace(low, high, steps).to(z))
