@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_lvae import VAE, BayesianWeights, Dataset, HierarchicalVAE, LadderVAE
-from pyro_lvae.conditionals import Normal
+from pyro_lvae.conditionals import Normal, StudentT
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 8))
 
@@ -21,6 +21,7 @@ STRUCTURES = {
     "VAE": partial(VAE, 12, 3, 16),
     "VAE-normal": partial(VAE, 12, 3, 16, likelihood=Normal),
     "VAE-fixed-scale": partial(VAE, 12, 3, 16, likelihood=partial(Normal, scale=0.5)),
+    "VAE-student-t": partial(VAE, 12, 3, 16, likelihood=StudentT),
     "HierarchicalVAE": partial(HierarchicalVAE, **SIZES),
     "HierarchicalVAE-no-bn": partial(HierarchicalVAE, **SIZES, batch_norm=False),
     "LadderVAE": partial(LadderVAE, **SIZES),
