@@ -20,6 +20,7 @@ _NAMES = {
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration elbo encode interpolate "
     "kl_per_layer log_likelihood manifold posterior_activity predictive_log_likelihood prune reconstruct sample_prior "
     "signal_to_noise summarize weight_kl weight_summary",
+    "features": "LatentFeatures",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear

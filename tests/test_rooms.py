@@ -37,6 +37,7 @@ ROOMS = [
         "train",
         "evaluate",
         "comparison",
+        "features",
         "inference_data",
         "plots",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -42,7 +42,7 @@ class MeanMessenger(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistribution):
+        if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistributionMixin):
             return
         if not fn.support.is_discrete:
             msg["value"], msg["done"] = fn.mean, True
