@@ -48,6 +48,7 @@ class Normal(nn.Module):
         in_dim: size of the features `[..., in_dim]`.
         out_dim: size of the variable; log-densities are nats per datum, summed over it.
         scale: a fixed standard deviation, in the units of the variable; `None` learns sigma^2(h).
+        heteroscedastic: a learned sigma^2 depends on h; with `False` each entry has one for all data.
         batch_norm: normalise both heads before the softplus, as the ladder paper's recipe does.
         min_variance: floor of the learned variance. As a likelihood of data on a grid (grey
             values), give the grid's spacing squared or more: a density has no upper bound.
@@ -59,18 +60,20 @@ class Normal(nn.Module):
         out_dim: int,
         *,
         scale: float | None = None,
+        heteroscedastic: bool = True,
         batch_norm: bool = False,
         min_variance: float = 1e-5,
     ):
         super().__init__()
         if scale is not None and not scale > 0:
             raise ValueError(f"scale is {scale}; a fixed standard deviation must be positive")
-        heads = 1 if scale is not None else 2
+        heads = 2 if scale is None and heteroscedastic else 1
         self.head = nn.Sequential(linear(in_dim, heads * out_dim, bias=not batch_norm))
         if batch_norm:
             self.head.append(BatchNorm(heads * out_dim))
-        elif scale is None:
+        elif heads == 2:
             nn.init.ones_(self.head[0].bias[out_dim:])
+        self.entry_variance = nn.Parameter(torch.ones(out_dim)) if scale is None and not heteroscedastic else None
         self.min_variance = min_variance
         self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
 
@@ -79,6 +82,9 @@ class Normal(nn.Module):
         if self.scale is not None:
             mu = self.head(h)
             return mu, (self.scale**2).expand_as(mu)
+        if self.entry_variance is not None:
+            mu = self.head(h)
+            return mu, (F.softplus(self.entry_variance) + self.min_variance).expand_as(mu)
         mu, raw = self.head(h).chunk(2, dim=-1)
         return mu, F.softplus(raw) + self.min_variance
 

@@ -36,6 +36,7 @@ def test_precision_merge_gives_the_variance_that_the_paper_prints_as_sigma():
     "conditional",
     [
         *(Bernoulli, Normal, partial(Normal, scale=0.3), partial(Normal, batch_norm=True)),
+        *(partial(Normal, heteroscedastic=False), partial(Normal, heteroscedastic=False, batch_norm=True)),
         *(StudentT, partial(StudentT, df=4.0, scale=0.3), partial(StudentT, heteroscedastic=False)),
     ],
 )
@@ -53,6 +54,15 @@ def test_normal_variance_starts_at_softplus_of_one_and_keeps_its_floor():
     with torch.no_grad():
         head.head[0].bias.fill_(-100)
     assert head.moments(torch.zeros(2, 5))[1].min() == 0.25
+
+
+def test_a_variance_may_be_that_of_the_entry_for_all_data():
+    head = Normal(5, 2, heteroscedastic=False, min_variance=0.25).double()
+    with torch.no_grad():
+        head.entry_variance.copy_(torch.tensor([-100.0, 1.0]))
+    p = head(torch.randn(3, 4, 5).double())
+    torch.testing.assert_close(p.variance.reshape(-1, 2).unique(dim=0)[0], torch.tensor([0.25, 1.5632617]).double())
+    assert sum(q.numel() for q in head.parameters()) == 2 * 5 + 2 + 2
 
 
 def test_fixed_scale_is_a_standard_deviation_and_is_saved():
