@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, on wine alone")
+    parser.add_argument("--smoke", action="store_true", help="a few steps, on a few oscillators")
     parser.add_argument("--data", nargs="+", default=["breast cancer", "wine", "oscillators"])
     parser.add_argument("--windows", type=int, default=900, help="of the oscillators")
     parser.add_argument("--features", type=int, default=8)
@@ -210,7 +210,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/dimension_reduction"))
     args = parser.parse_args(argv)
     if args.smoke:
-        small = dict(data=["wine", "oscillators"], windows=60, features=4, folds=2, steps=4, num_samples=5)
+        small = dict(data=["oscillators"], windows=60, features=4, folds=2, steps=4, num_samples=5)
         vars(args).update(small, out=args.out.with_name(args.out.name + "-smoke"))
     return args
 
