@@ -22,6 +22,7 @@ _NAMES = {
     "manifold mutual_information mutual_information_gap posterior_activity predictive_log_likelihood "
     "prune rate_distortion reconstruct sample_prior signal_to_noise summarize traverse weight_kl "
     "weight_summary",
+    "features": "LatentFeatures",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear

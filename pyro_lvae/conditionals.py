@@ -8,12 +8,16 @@ class of your own.
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .nets import BatchNorm, linear
+
+MAX_DF = 100.0  # of a learned t: it is Gaussian to within a percent, and float32 still takes its normaliser exactly
 
 
 class Bernoulli(nn.Module):
@@ -51,6 +55,7 @@ class Normal(nn.Module):
         in_dim: size of the features `[..., in_dim]`.
         out_dim: size of the variable; log-densities are nats per datum, summed over it.
         scale: a fixed standard deviation, in the units of the variable; `None` learns sigma^2(h).
+        heteroscedastic: a learned sigma^2 depends on h; with `False` each entry has one for all data.
         batch_norm: normalise both heads before the softplus, as the ladder paper's recipe does.
         min_variance: floor of the learned variance. As a likelihood of data on a grid (grey
             values), give the grid's spacing squared or more: a density has no upper bound.
@@ -62,18 +67,20 @@ class Normal(nn.Module):
         out_dim: int,
         *,
         scale: float | None = None,
+        heteroscedastic: bool = True,
         batch_norm: bool = False,
         min_variance: float = 1e-5,
     ):
         super().__init__()
         if scale is not None and not scale > 0:
             raise ValueError(f"scale is {scale}; a fixed standard deviation must be positive")
-        heads = 1 if scale is not None else 2
+        heads = 2 if scale is None and heteroscedastic else 1
         self.head = nn.Sequential(linear(in_dim, heads * out_dim, bias=not batch_norm))
         if batch_norm:
             self.head.append(BatchNorm(heads * out_dim))
-        elif scale is None:
+        elif heads == 2:
             nn.init.ones_(self.head[0].bias[out_dim:])
+        self.entry_variance = nn.Parameter(torch.ones(out_dim)) if scale is None and not heteroscedastic else None
         self.min_variance = min_variance
         self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
 
@@ -82,6 +89,9 @@ class Normal(nn.Module):
         if self.scale is not None:
             mu = self.head(h)
             return mu, (self.scale**2).expand_as(mu)
+        if self.entry_variance is not None:
+            mu = self.head(h)
+            return mu, (F.softplus(self.entry_variance) + self.min_variance).expand_as(mu)
         mu, raw = self.head(h).chunk(2, dim=-1)
         return mu, F.softplus(raw) + self.min_variance
 
@@ -136,6 +146,89 @@ class GaussianMixture(nn.Module):
 def mixture(logits: Tensor, components: dist.TorchDistribution) -> dist.TorchDistribution:
     """sum_c softmax(logits)_c components_c, for components of batch shape `[C]`."""
     return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+
+class StudentT(nn.Module):
+    r"""Real data with outliers: h -> t_nu(mu(h), sigma(h)), entry by entry; nu -> infinity is `Normal`.
+
+        log p(x|h) = sum_d log G((nu+1)/2) - log G(nu/2) - log(pi nu sigma^2)/2
+                           - (nu+1)/2 log(1 + (x - mu)^2 / (nu sigma^2))
+
+    (Lange et al. 1989.) An entry far off costs the logarithm of its distance, where the Gaussian has its square.
+
+        mu = linear(h),  sigma = softplus(linear(h)) + min_scale,  nu = min_df + (100 - min_df) sigmoid(a)
+
+    Args:
+        in_dim: size of the features `[..., in_dim]`.
+        out_dim: size of the variable D; log-densities are nats per datum, summed over D.
+        df: fixed degrees of freedom nu, between 2 (so that mean and variance exist) and 100; `None` learns one for
+            each entry.
+        scale: a fixed sigma, in the units of the variable (the standard deviation is sigma sqrt(nu / (nu - 2)));
+            `None` learns it.
+        heteroscedastic: a learned sigma depends on h; with `False` each entry has one for all data.
+        min_scale: floor of the learned sigma; on a grid of values, give its spacing or more.
+        min_df: floor of the learned nu, above 2.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        df: float | None = None,
+        scale: float | None = None,
+        heteroscedastic: bool = True,
+        min_scale: float = 3e-3,
+        min_df: float = 2.1,
+    ):
+        super().__init__()
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale is {scale}; a fixed one must be positive")
+        if not min_scale > 0:
+            raise ValueError(f"min_scale is {min_scale}; a floor of the scale must be positive")
+        for name, nu in (("df", df), ("min_df", min_df)):
+            if nu is not None and not 2 < nu < MAX_DF:
+                raise ValueError(
+                    f"{name} is {nu}; it must be above 2, where mean and variance exist, and below {MAX_DF:g}, whence "
+                    "Normal does"
+                )
+        self.mu = linear(in_dim, out_dim)
+        by_features, by_entry = scale is None and heteroscedastic, scale is None and not heteroscedastic
+        self.raw_scale = linear(in_dim, out_dim) if by_features else None
+        if by_features:
+            nn.init.ones_(self.raw_scale.bias)
+        self.entry_scale = nn.Parameter(torch.ones(out_dim)) if by_entry else None
+        start = math.log(3.0 / (MAX_DF - 5.0))  # nu = 5, if the floor is near 2
+        self.raw_df = nn.Parameter(torch.full((out_dim,), start)) if df is None else None
+        self.min_scale, self.min_df = min_scale, min_df
+        self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
+        self.register_buffer("fixed_df", None if df is None else torch.tensor(float(df)))
+
+    @property
+    def df(self) -> Tensor:
+        """nu, `[D]`, or a scalar where it is fixed."""
+        if self.raw_df is None:
+            return self.fixed_df
+        return self.min_df + (MAX_DF - self.min_df) * self.raw_df.sigmoid()
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        return HeavyTailed(self.df, self.mu(h), self._scale(h)).to_event(1)
+
+    def _scale(self, h: Tensor) -> Tensor:
+        if self.scale is not None:
+            return self.scale
+        raw = self.entry_scale if self.raw_scale is None else self.raw_scale(h)
+        return F.softplus(raw) + self.min_scale
+
+
+class HeavyTailed(dist.StudentT):
+    """Pyro's Student-t with a distribution function, which torch lacks; it has no gradient."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        from scipy.special import stdtr
+
+        t = ((value - self.loc) / self.scale).detach()
+        return torch.as_tensor(stdtr(self.df.detach().cpu().numpy(), t.cpu().numpy())).to(t)
 
 
 def normal(mu: Tensor, variance: Tensor) -> dist.TorchDistribution:

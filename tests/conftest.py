@@ -25,7 +25,7 @@ from pyro_lvae import (
     VampPrior,
     linear,
 )
-from pyro_lvae.conditionals import Normal
+from pyro_lvae.conditionals import Normal, StudentT
 from pyro_lvae.structures.denoising import masking
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 from pyro_lvae.structures.sparse import BetaCode, TwoGaussiansCode
@@ -51,6 +51,7 @@ STRUCTURES = {
     "VAE": partial(VAE, 12, 3, 16),
     "VAE-normal": partial(VAE, 12, 3, 16, likelihood=Normal),
     "VAE-fixed-scale": partial(VAE, 12, 3, 16, likelihood=partial(Normal, scale=0.5)),
+    "VAE-student-t": partial(VAE, 12, 3, 16, likelihood=StudentT),
     "HierarchicalVAE": partial(HierarchicalVAE, **SIZES),
     "HierarchicalVAE-no-bn": partial(HierarchicalVAE, **SIZES, batch_norm=False),
     "LadderVAE": partial(LadderVAE, **SIZES),

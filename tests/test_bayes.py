@@ -43,6 +43,7 @@ from pyro_lvae.bayes.distributions import DiagonalNormal, Draws, LowRankNormal, 
 from pyro_lvae.bayes.noise import Drawn, LayerNoise, ManyWeights
 from pyro_lvae.compile import Step
 from pyro_lvae.conditionals import Normal
+from pyro_lvae.evaluate import LayerSummary
 from pyro_lvae.evaluate.calibration import calibration, reliability
 from pyro_lvae.optim import FusedAdam
 from pyro_lvae.traces import log_densities
@@ -555,11 +556,21 @@ def test_weights_given_from_outside_are_used(x):
         (dict(prior=partial(priors.Normal, scale=-1.0)), "scale is -1.0"),
         (dict(prior=partial(priors.ScaleMixture, pi=1.5)), "pi must lie between"),
         (dict(posterior=partial(posteriors.LowRank, rank=0)), "rank is 0"),
+        (dict(prior="Normal"), "prior is 'Normal'; expected what makes one .* prior=priors.Normal"),
+        (dict(prior=priors.Normal(torch.zeros(2), 1)), "prior is a Normal; expected what makes one"),
+        (dict(posterior=posteriors.MeanField(torch.zeros(2), 1)), "posterior is a MeanField; .*=posteriors.MeanField"),
+        (dict(structure="VAE"), "structure is a str; expected an nn.Module"),
     ],
 )
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
-        BayesianWeights(vae(), **options)
+        BayesianWeights(**dict(structure=vae()) | options)
+
+
+@pytest.mark.parametrize("read", [weight_summary, signal_to_noise, weight_kl, partial(prune, fraction=0.5)])
+def test_plain_structures_have_no_posterior(read):
+    with pytest.raises(ValueError, match=r"a VAE has no posterior over its weights; give a BayesianWeights\(VAE"):
+        read(vae())
 
 
 def test_recurrent_layers_are_refused():
@@ -610,6 +621,8 @@ def test_predictive_log_likelihood_averages_over_weights(x):
     each = torch.stack([log_likelihood(d, x, 50, compile=False) for d in draws])
     torch.testing.assert_close(found.log_likelihoods, each)
     torch.testing.assert_close(found.averaged, each.exp().mean(0).log())
+    mean = each.exp().mean(0).log().mean().item()
+    assert repr(found) == f"Predictive(4 draws of the weights, 7 data: mean {mean:.2f} nats)"
     torch.testing.assert_close(found.conditional, each.mean(0))
     assert (found.averaged >= found.conditional).all()
     assert ((found.effective_draws >= 1) & (found.effective_draws <= 4 + 1e-9)).all()
@@ -656,6 +669,8 @@ def test_weights_in_four_numbers():
     assert weight_kl(b) == pytest.approx(sum(s.kl for s in weight_summary(b).values()))
     b.num_weights = 3
     assert weight_summary(b)["decoder.0.weight"].kl == pytest.approx(found.kl)
+    said = repr(LayerSummary(24, 0.123456, 0.5, 12.34567))
+    assert said == "24 weights: |mu|/sigma 0.123, 50% uncertain, KL 12.35 nats"
 
 
 def test_restarts_as_chains_of_arviz(x):

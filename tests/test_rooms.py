@@ -38,6 +38,7 @@ ROOMS = [
         "train",
         "evaluate",
         "comparison",
+        "features",
         "inference_data",
         "plots",
     ),

@@ -78,6 +78,9 @@ class BayesianWeights(nn.Module):
                 f"num_weights={num_weights} with noise={noise!r}: give at least 1; several draws need noise='shared', "
                 "for the other kinds draw for each datum as it is"
             )
+        if not isinstance(structure, nn.Module):
+            raise ValueError(f"structure is a {type(structure).__name__}; expected an nn.Module with model and guide")
+        _check_makers(prior=prior, posterior=posterior)
         self.structure = copy.deepcopy(structure)
         self.noise, self.num_weights = noise, num_weights
         chosen = chosen_parameters(self.structure, where)
@@ -207,6 +210,17 @@ class BayesianWeights(nn.Module):
     def __getstate__(self) -> dict:
         # What was drawn belongs to one step: copies and pickles start without it.
         return {**self.__dict__, "_drawn": []}
+
+
+def _check_makers(**makers) -> None:
+    for name, maker in makers.items():
+        if isinstance(maker, nn.Module) or not callable(maker):
+            kind, example = {"prior": ("priors", "Normal"), "posterior": ("posteriors", "MeanField")}[name]
+            came = repr(maker) if isinstance(maker, str) else f"a {type(maker).__name__}"
+            raise ValueError(
+                f"{name} is {came}; expected what makes one of a weight and its fan-in, such as the class itself: "
+                f"{name}={kind}.{example}, or partial({kind}.{example}, ...) with options, from pyro_lvae.bayes.{kind}"
+            )
 
 
 def chosen_parameters(structure: nn.Module, where: Where) -> dict[str, nn.Parameter]:

@@ -6,6 +6,7 @@ import re
 
 from jsonargparse import ArgumentParser
 
+from ..bayes import POSTERIORS, PRIORS
 from ..data import DATASETS
 from ..objectives import ESTIMATORS
 from ..structures import STRUCTURES
@@ -14,6 +15,8 @@ KNOWN = {
     "structure": [cls.__name__ for cls in STRUCTURES],
     "estimator": [cls.__name__ for cls in ESTIMATORS],
     "data": list(DATASETS),
+    "bayesian.prior": [cls.__name__ for cls in PRIORS],
+    "bayesian.posterior": [cls.__name__ for cls in POSTERIORS],
 }
 
 
@@ -32,13 +35,21 @@ def _in_a_sentence(message: str) -> str:
     key = re.match(r'Parser key "([^"]+)": ?', text)
     if key is None:
         return text
-    option, reason = key[1], text[key.end() :]
+    option, reason = _innermost(key[1], text[key.end() :])
     name = re.search(r"Expected a dot import path string: ([\w.]+)", reason)
     made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
     if made:
         return f"--{option} {made[1]}: {made[2]}"
     if name and option in KNOWN:
         return f"there is no {option} {name[1]!r}; known are {', '.join(KNOWN[option])}, or a path my_module.MyClass"
+    if choice := re.match(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", reason):
+        return f"--{option} is {choice[2]!r}; expected one of {choice[1]}"
     if pair := re.search(r"Expected '(\S+)' to be a subclass of AnyStructure", reason):
         return f"--{option} {pair[1]}: a structure is an nn.Module with model and guide, and this is none"
     return f"--{option}: {reason}"
+
+
+def _innermost(option: str, reason: str) -> tuple[str, str]:
+    """The option of a class within an option that is at fault, and why, out of a list of types."""
+    *_, last = [None, *re.finditer(r'Errors: .*?Parser key "([^"]+)": ', reason)]
+    return (option, reason) if last is None else (f"{option}.{last[1]}", reason[last.end() :])

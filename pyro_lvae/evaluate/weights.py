@@ -21,6 +21,10 @@ class Predictive:
 
     log_likelihoods: Tensor
 
+    def __repr__(self) -> str:
+        draws, rows = self.log_likelihoods.shape
+        return f"Predictive({draws} draws of the weights, {rows} data: mean {self.averaged.mean():.2f} nats)"
+
     @property
     def averaged(self) -> Tensor:
         """log 1/S sum_s p(x | w_s): the predictive log-likelihood, which averages over the weights."""
@@ -81,6 +85,7 @@ def weight_kl(bayesian: BayesianWeights, num_samples: int = 10) -> float:
 
     (Of `Delta`, which has no KL, -log p(w) at the point.)
     """
+    _check_has_posterior(bayesian)
     total = 0.0
     for _ in range(num_samples):
         sites = ledger(bayesian.weights_of_model, bayesian.weights_of_guide)
@@ -92,8 +97,9 @@ def signal_to_noise(bayesian: BayesianWeights) -> dict[str, Tensor]:
     """|mu| / sigma of every weight, by parameter, in its shape (Blundell et al. 2015, section 5.4).
 
     Raises:
-        ValueError: a posterior has no width (`Delta`).
+        ValueError: a posterior has no width (`Delta`), or there is none.
     """
+    _check_has_posterior(bayesian)
     found = {}
     with torch.no_grad():
         for name in bayesian.names:
@@ -120,9 +126,15 @@ class LayerSummary:
     uncertain: float
     kl: float
 
+    def __repr__(self) -> str:
+        return (
+            f"{self.entries} weights: |mu|/sigma {self.snr:.3g}, {self.uncertain:.0%} uncertain, KL {self.kl:.4g} nats"
+        )
+
 
 def weight_summary(bayesian: BayesianWeights) -> dict[str, LayerSummary]:
     """{parameter: its posterior in four numbers}. Raises `ValueError` as `signal_to_noise`."""
+    _check_has_posterior(bayesian)
     with torch.no_grad():
         sites = ledger(bayesian.weights_of_model, bayesian.weights_of_guide)
         kl = {n: (site.beta * site.kl()).item() for n in bayesian.names for site in [sites[PREFIX + n]]}
@@ -154,3 +166,9 @@ def prune(bayesian: BayesianWeights, fraction: float) -> nn.Module:
         for (name, r), part in zip(ratios.items(), removed.split([r.numel() for r in ratios.values()]), strict=True):
             parameters[name][part.view_as(r)] = 0
     return structure
+
+
+def _check_has_posterior(bayesian) -> None:
+    if not isinstance(bayesian, BayesianWeights):
+        name = type(bayesian).__name__
+        raise ValueError(f"a {name} has no posterior over its weights; give a BayesianWeights({name}(...)), trained")
