@@ -18,8 +18,8 @@ _NAMES = {
     "contract": "ContractError check",
     "data": "DataError Dataset load",
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration elbo encode interpolate "
-    "kl_per_layer log_likelihood manifold posterior_activity predictive_log_likelihood prune reconstruct sample_prior "
-    "signal_to_noise summarize weight_kl weight_summary",
+    "kl_per_layer log_likelihood manifold nearest_words npmi perplexity posterior_activity predictive_log_likelihood "
+    "prune reconstruct sample_prior signal_to_noise summarize topics weight_kl weight_summary",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear
@@ -27,7 +27,7 @@ _NAMES = {
     "KLBalanced LedgerELBO Renyi SampledELBO",
     "optim": "FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
-    "structures": "VAE GaussianHierarchy HierarchicalVAE LadderVAE Structure",
+    "structures": "NVDM VAE GaussianHierarchy HierarchicalVAE LadderVAE ProdLDA Structure",
     "svi": "for_svi",
     "traces": "ledger",
     "train": "fit",

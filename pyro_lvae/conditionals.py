@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .nets import BatchNorm, linear
+from .words import WordCounts
 
 
 class Bernoulli(nn.Module):
@@ -80,6 +81,66 @@ class Normal(nn.Module):
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         return normal(*self.moments(h))
+
+
+class BagOfWords(nn.Module):
+    r"""Word counts of documents: h -> p(x | h), a word i having the energy E(i; h) = -h^T R_i - b_i.
+
+        log p(x|h) = sum_i x_i log softmax(R^T h + b)_i
+
+    (Miao et al. 2016, eqs. 4-6.) The probability of the words one after the other: there is no multinomial coefficient
+    in it, see `WordCounts`. Documents of a batch may have any lengths.
+
+    Args:
+        in_dim: size K of the features `[..., K]`.
+        out_dim: size V of the vocabulary; log-densities are nats per document.
+        total_count: words in a document that is drawn; with 1 the mean of x is the words' probabilities.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, total_count: int = 1):
+        super().__init__()
+        self.words = linear(in_dim, out_dim)
+        self.total_count = total_count
+
+    @property
+    def R(self) -> Tensor:
+        """The words' embeddings, `[K, V]`, a column a word."""
+        return self.words.weight.T
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        return WordCounts(self.words(h), self.total_count)
+
+
+class ProductOfExperts(nn.Module):
+    r"""Word counts of documents, topics mixed in the logits: h -> p(x | theta), theta = softmax(h).
+
+        log p(x|h) = sum_i x_i log softmax(BN(dropout(theta)^T R))_i
+
+    (Srivastava & Sutton 2017, section 4: ProdLDA. A product of the topics' distributions, each to the power of its
+    proportion, where LDA has their sum.) The batch norm has a bias and no gain, and dropout acts on the proportions, as
+    in the authors' published code. There is no multinomial coefficient, see `WordCounts`.
+
+    Args:
+        in_dim: number K of topics; features are `[..., K]`.
+        out_dim: size V of the vocabulary; log-densities are nats per document.
+        dropout: share of the proportions set to 0 while training.
+        total_count: words in a document that is drawn; with 1 the mean of x is the words' probabilities.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, dropout: float = 0.6, total_count: int = 1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.words = linear(in_dim, out_dim, bias=False)
+        self.norm = BatchNorm(out_dim, gain=False)
+        self.total_count = total_count
+
+    @property
+    def R(self) -> Tensor:
+        """The topics' unnormalised weights of the words, `[K, V]` (beta in the paper)."""
+        return self.words.weight.T
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        return WordCounts(self.norm(self.words(self.dropout(h.softmax(-1)))), self.total_count)
 
 
 def normal(mu: Tensor, variance: Tensor) -> dist.TorchDistribution:

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_lvae import VAE, BayesianWeights, Dataset, HierarchicalVAE, LadderVAE
+from pyro_lvae import NVDM, VAE, BayesianWeights, Dataset, HierarchicalVAE, LadderVAE, ProdLDA
 from pyro_lvae.conditionals import Normal
 
 SIZES = dict(x_dim=12, z_dims=(5, 3, 2), hidden_dims=(16, 8, 8))
@@ -27,6 +27,8 @@ STRUCTURES = {
     "LadderVAE-one-layer": partial(LadderVAE, 12, (3,), (8,)),
     "LadderVAE-unshared": partial(LadderVAE, **SIZES, share_top_down=False),
     "LadderVAE-mu-upwards": partial(LadderVAE, **SIZES, mu_upwards=True, head_batch_norm=False),
+    "NVDM": partial(NVDM, 12, 3, 16),
+    "ProdLDA": partial(ProdLDA, 12, 3, 16, dropout=0.2),
 }
 
 

@@ -16,6 +16,7 @@ ROOMS = [
     *(
         "_version",
         "nets",
+        "words",
         "conditionals",
         "structures",
         "data",

@@ -36,6 +36,7 @@ from pyro_lvae import (
 from pyro_lvae.objectives import backward, check_supported
 from pyro_lvae.structures import STRUCTURES as LISTED
 from pyro_lvae.traces import ledger
+from pyro_lvae.words import WordCounts
 
 NESTED = dict(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
 ESTIMATORS = {
@@ -80,6 +81,10 @@ def _supported(estimator, structure, x):
         pytest.skip("bottom-up guide, or global sites")
 
 
+def _has_words(structure, x):
+    return isinstance(ledger(structure.model, structure.guide, x)["x"].p, WordCounts)
+
+
 def test_every_listed_structure_is_covered():
     covered = {type(make()) for make in STRUCTURES.values()}
     assert covered == {*LISTED, BayesianWeights}
@@ -115,6 +120,8 @@ def test_gradients_accumulate_and_are_per_datum(structure, estimator, x):
 
 def test_training_lowers_the_loss(structure, estimator, x):
     _supported(estimator, structure, x)
+    if isinstance(estimator, GECO) and _has_words(structure, x):
+        pytest.skip("the constraint cannot be met: n words of 12 cost n log n nats at least, so the multiplier grows")
     optimizer = torch.optim.Adam(structure.parameters(), lr=0.02)
     losses = []
     for _ in range(25):

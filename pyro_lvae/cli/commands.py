@@ -11,13 +11,15 @@ from rich.table import Table
 
 from .. import plots
 from ..bayes import POSTERIORS, PRIORS, BayesianWeights
-from ..conditionals import Bernoulli, Normal
+from ..conditionals import BagOfWords, Bernoulli, Normal
 from ..data import DATASETS
 from ..evaluate import sample_prior
 from ..objectives import ESTIMATORS
 from ..results import Summary
 from ..structures import STRUCTURES
 from .training import open_run, print_summary
+
+LIKELIHOODS = (Bernoulli, Normal, BagOfWords)
 
 
 def evaluate(
@@ -94,7 +96,10 @@ def list_() -> None:
     for title, lines in (
         ("structures  (--structure)", _first_lines({s.__name__: s for s in STRUCTURES})),
         ("estimators  (--estimator)", {e.__name__: line for e, line in ESTIMATORS.items()}),
-        ("likelihoods  (--structure.likelihood)", _first_lines({c.__name__: c for c in (Bernoulli, Normal)})),
+        (
+            "likelihoods  (--structure.likelihood)",
+            _first_lines({c.__name__: c for c in LIKELIHOODS}),
+        ),
         ("priors of weights  (--bayesian.prior)", _first_lines({c.__name__: c for c in PRIORS})),
         ("posteriors of weights  (--bayesian.posterior)", _first_lines({c.__name__: c for c in POSTERIORS})),
         ("data sets  (--data)", _first_lines(DATASETS)),

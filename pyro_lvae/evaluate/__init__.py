@@ -6,6 +6,7 @@ from .latents import Activity, active_units, encode, kl_per_layer, posterior_act
 from .likelihood import elbo, log_likelihood, refuse_global_sites
 from .samples import interpolate, manifold, planar_layer, reconstruct, sample_prior
 from .summary import summarize
+from .topics import nearest_words, npmi, perplexity, topics
 from .weights import (
     LayerSummary,
     Predictive,
@@ -33,6 +34,9 @@ __all__ = [
     "kl_per_layer",
     "log_likelihood",
     "manifold",
+    "nearest_words",
+    "npmi",
+    "perplexity",
     "planar_layer",
     "posterior_activity",
     "posterior_samples",
@@ -44,6 +48,7 @@ __all__ = [
     "sample_prior",
     "signal_to_noise",
     "summarize",
+    "topics",
     "weight_kl",
     "weight_summary",
 ]

@@ -3,8 +3,10 @@
 from .base import Structure
 from .hierarchy import GaussianHierarchy, HierarchicalVAE
 from .ladder import LadderVAE
+from .nvdm import NVDM
+from .prodlda import ProdLDA
 from .vae import VAE
 
-STRUCTURES = (VAE, HierarchicalVAE, LadderVAE)
+STRUCTURES = (VAE, HierarchicalVAE, LadderVAE, NVDM, ProdLDA)
 
-__all__ = ["STRUCTURES", "GaussianHierarchy", "HierarchicalVAE", "LadderVAE", "Structure", "VAE"]
+__all__ = ["NVDM", "STRUCTURES", "VAE", "GaussianHierarchy", "HierarchicalVAE", "LadderVAE", "ProdLDA", "Structure"]

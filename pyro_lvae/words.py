@@ -1,0 +1,82 @@
+"""A distribution over the word counts of documents, each of its own length."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class WordCounts(TorchDistribution):
+    r"""The words of a document, drawn independently of each other; their order is not kept.
+
+        log p(x) = sum_i x_i log p_i,  p = softmax(logits)
+
+    The probability of the N = sum_i x_i words one after the other (Miao et al. 2016, eq. 4), given how many they are.
+    It is that of a multinomial without its coefficient N! / prod_i x_i!, which depends on no parameter, so it sums to
+    one over sequences of N words, not over counts. `torch.distributions.Multinomial` has one N for a whole batch; here
+    every document has its own.
+
+    Args:
+        logits: unnormalised log-probabilities of the V words, `[..., V]`.
+        total_count: N of what is drawn, and of the mean: a number, or one a document, `[...]`. Log-densities do not
+            depend on it.
+
+    >>> WordCounts(torch.zeros(2, 4)).log_prob(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 3.0]]))
+    tensor([-1.3863, -6.9315])
+    """
+
+    arg_constraints = {"logits": constraints.real_vector, "total_count": constraints.nonnegative_integer}  # noqa: RUF012
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, logits: Tensor, total_count: int | Tensor = 1, validate_args: bool | None = None):
+        if logits.ndim < 1:
+            raise ValueError("logits is a scalar; expected one a word, [..., V]")
+        count = total_count if isinstance(total_count, Tensor) else logits.new_full((), total_count)
+        shape = torch.broadcast_shapes(logits.shape[:-1], count.shape)
+        self.logits = logits.log_softmax(-1).expand(*shape, -1)
+        self.total_count = count.to(logits).expand(shape)
+        super().__init__(shape, logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def probs(self) -> Tensor:
+        """p, `[..., V]`."""
+        return self.logits.exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """N p."""
+        return self.total_count[..., None] * self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        """N p (1 - p)."""
+        return self.mean * (1 - self.probs)
+
+    def expand(self, batch_shape, _instance=None) -> WordCounts:
+        """The same with the batch shape expanded."""
+        new = self._get_checked_instance(WordCounts, _instance)
+        shape = torch.Size(batch_shape)
+        new.logits = self.logits.expand(*shape, -1)
+        new.total_count = self.total_count.expand(shape)
+        super(WordCounts, new).__init__(shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """sum_i x_i log p_i, in nats, `[...]`."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return (value * self.logits).sum(-1)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008, torch's own default
+        """Counts of `total_count` words, `[*sample_shape, ..., V]`."""
+        with torch.no_grad():
+            shape = self._extended_shape(sample_shape)
+            p = self.probs.expand(shape).reshape(-1, shape[-1])
+            lengths = self.total_count.expand(shape[:-1]).reshape(-1, 1)
+            longest = int(lengths.max()) if lengths.numel() else 0
+            words = torch.multinomial(p, longest, replacement=True) if longest else p.new_zeros(len(p), 0).long()
+            is_there = torch.arange(longest, device=p.device) < lengths
+            return torch.zeros_like(p).scatter_add_(-1, words, is_there.to(p)).reshape(shape)
