@@ -213,7 +213,7 @@ def test_topics_are_the_largest_weights():
     R = torch.tensor([[3.0, 1.0, 2.0, 0.0], [-5.0, -1.0, -2.0, -9.0]])
     assert topics(R, WORDS[:4], 2) == [["ape", "cat"], ["bee", "cat"]]
     assert topics(R, WORDS[:4], 10)[0] == ["ape", "cat", "bee", "dog"]
-    with pytest.raises(ValueError, match="for 3 words"):
+    with pytest.raises(ValueError, match=r"\(2, 4\) for 3 words; expected a column a word"):
         topics(R, WORDS[:3])
 
 

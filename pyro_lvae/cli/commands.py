@@ -96,10 +96,7 @@ def list_() -> None:
     for title, lines in (
         ("structures  (--structure)", _first_lines({s.__name__: s for s in STRUCTURES})),
         ("estimators  (--estimator)", {e.__name__: line for e, line in ESTIMATORS.items()}),
-        (
-            "likelihoods  (--structure.likelihood)",
-            _first_lines({c.__name__: c for c in LIKELIHOODS}),
-        ),
+        ("likelihoods  (--structure.likelihood)", _first_lines({c.__name__: c for c in LIKELIHOODS})),
         ("priors of weights  (--bayesian.prior)", _first_lines({c.__name__: c for c in PRIORS})),
         ("posteriors of weights  (--bayesian.posterior)", _first_lines({c.__name__: c for c in POSTERIORS})),
         ("data sets  (--data)", _first_lines(DATASETS)),

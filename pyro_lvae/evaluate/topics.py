@@ -65,9 +65,8 @@ def nearest_words(R: Tensor, vocabulary: Sequence[str], word: str, count: int = 
 def topics(R: Tensor, vocabulary: Sequence[str], count: int = 10) -> list[list[str]]:
     """The words of largest weight in each row of `R` `[K, V]`, the largest first: one list a topic."""
     _check_words(R, vocabulary)
-    return [
-        [vocabulary[i] for i in row] for row in R.detach().topk(min(count, len(vocabulary)), dim=1).indices.tolist()
-    ]
+    largest = R.detach().topk(min(count, len(vocabulary)), dim=1).indices
+    return [[vocabulary[i] for i in row] for row in largest.tolist()]
 
 
 def npmi(topics: Sequence[Sequence[str]], counts: Tensor, vocabulary: Sequence[str], *, never: float = 0.0) -> Tensor:
@@ -116,6 +115,4 @@ def _pairwise_npmi(is_in: Tensor, never: float) -> Tensor:
 
 def _check_words(columns: Tensor, vocabulary: Sequence[str]) -> None:
     if columns.ndim != 2 or columns.shape[1] != len(vocabulary):
-        raise ValueError(
-            f"columns of {tuple(columns.shape)} for {len(vocabulary)} words; expected [..., V], one a word"
-        )
+        raise ValueError(f"{tuple(columns.shape)} for {len(vocabulary)} words; expected a column a word, [..., V]")
