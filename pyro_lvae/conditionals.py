@@ -136,8 +136,13 @@ class ProductOfExperts(nn.Module):
 
     @property
     def R(self) -> Tensor:
-        """The topics' unnormalised weights of the words, `[K, V]` (beta in the paper)."""
+        """The topics' unnormalised log-weights of the words, `[K, V]` (beta in the paper)."""
         return self.words.weight.T
+
+    @property
+    def experts(self) -> Tensor:
+        """R as it acts after batch norm, `[K, V]`: its distance from the average document's, in standard deviations."""
+        return (self.R - self.norm.running_mean) * torch.rsqrt(self.norm.running_var + self.norm.eps)
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         return WordCounts(self.norm(self.words(self.dropout(h.softmax(-1)))), self.total_count)

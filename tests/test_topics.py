@@ -152,7 +152,7 @@ def test_prodlda_recovers_planted_topics():
     x, _ = _planted(600, torch.Generator().manual_seed(0))
     prodlda = ProdLDA(12, 3, 32, dropout=0.1)
     _fit(prodlda, x, epochs=30, lr=0.02, batch_size=100)
-    found = topics(prodlda.R, WORDS, 4)
+    found = topics(prodlda.experts, WORDS, 4)
     assert sorted(map(sorted, found)) == sorted(map(sorted, PLANTED))
     assert (npmi(found, x, WORDS) >= -1).all()
 

@@ -99,6 +99,7 @@ def test_a_product_of_experts_multiplies_the_topics():
     head.eval()
     scale = (head.norm.running_var + head.norm.eps).sqrt()
     beta = ((head.R - head.norm.running_mean) / scale).exp()  # theta sums to 1, so each topic takes the mean along
+    torch.testing.assert_close(head.experts.exp(), beta)
     product = (beta ** h.softmax(-1)[..., None]).prod(-2)
     torch.testing.assert_close(head(h).probs, product / product.sum(-1, keepdim=True))
 

@@ -58,8 +58,13 @@ class ProdLDA(GaussianHierarchy):
 
     @property
     def R(self) -> Tensor:
-        """The topics' unnormalised weights of the words, `[K, V]` (beta in the paper)."""
+        """The topics' unnormalised log-weights of the words, `[K, V]` (beta in the paper)."""
         return self.likelihood.R
+
+    @property
+    def experts(self) -> Tensor:
+        """R as it acts after batch norm, `[K, V]`: what tells a topic's words from those of the average document."""
+        return self.likelihood.experts
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(h|x) for counts `x` of `[B, V]`; `y` is ignored."""
