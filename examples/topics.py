@@ -5,8 +5,8 @@
 
 Each model has the data set of its paper: 2,000 words for NVDM, 1,995 lemmata for ProdLDA. A tenth of the training
 documents is held out; of NVDM the epoch with the lowest perplexity on them is kept. The test documents are read once,
-at the end. Deviations from NVDM's paper, chosen on the held-out documents: the encoder gets log(1 + x), the KL weight is
-warmed up, and encoder and decoder are trained together.
+at the end. Deviations from NVDM's paper, chosen on the held-out documents: the encoder gets log(1 + x), the KL weight
+is warmed up, and encoder and decoder are trained together.
 
 Perplexity is exp(-1/D sum_d ELBO_d / N_d). NPMI counts words together in a document; the ProdLDA paper counts them in
 windows of 20 words, which bags of words have lost, so its figure is another one. Finished rows are kept under --out,
@@ -62,8 +62,8 @@ PRODLDA_OPTIONS = dict(
     batch_size=200,
     warm_up=0.0,
 )
-# What each row is trained with; `warm_up` is a share of the epochs, and `chosen` lets the learning rate fall by a cosine
-# and keeps the epoch that is best on held-out documents.
+# What each row is trained with. `warm_up` is a share of the epochs; with `chosen`, the learning rate falls by a cosine,
+# and the epoch is kept that is best on held-out documents.
 MODELS: dict[str, dict] = {
     "NVDM, K = 50": NVDM_OPTIONS | dict(z_dim=50, epochs=60),
     "NVDM, K = 200": NVDM_OPTIONS | dict(z_dim=200, epochs=60),
