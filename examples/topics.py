@@ -5,8 +5,8 @@
 
 Each model has the data set of its paper: 2,000 words for NVDM, 1,995 lemmata for ProdLDA. A tenth of the training
 documents is held out; of NVDM the epoch with the lowest perplexity on them is kept. The test documents are read once,
-at the end. Deviations from NVDM's paper, chosen on the held-out documents: the encoder gets log(1 + x), the KL weight
-is warmed up, and encoder and decoder are trained together.
+at the end. Deviations from NVDM's paper, chosen on the held-out documents: the encoder gets log(1 + x) and has
+batch norm, the KL weight is warmed up, and encoder and decoder are trained together.
 
 Perplexity is exp(-1/D sum_d ELBO_d / N_d). NPMI counts words together in a document; the ProdLDA paper counts them in
 windows of 20 words, which bags of words have lost, so its figure is another one. Finished rows are kept under --out,
@@ -48,7 +48,7 @@ from pyro_lvae.results import EpochMetrics, write_json, write_text
 
 NVDM_OPTIONS = dict(
     data="20newsgroups",
-    make=partial(NVDM, transform=torch.log1p),
+    make=partial(NVDM, transform=torch.log1p, batch_norm=True),
     optimizer=partial(FusedAdam, lr=2e-3),
     chosen=True,
     batch_size=64,

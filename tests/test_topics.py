@@ -121,6 +121,22 @@ def test_documents_are_generated_as_probabilities_or_as_words():
     torch.testing.assert_close(p.sum(-1), torch.ones(5))
 
 
+def test_the_batch_norm_of_prodlda_holds_its_kl_up(counts):
+    """1/2 sum_k mean(mu_k^2) / Sigma_kk >= K/2, for mu has variance 1 over the batch and Sigma_kk = 1 - 1/K."""
+    prodlda = ProdLDA(12, 3, 16).double()
+    optimizer = torch.optim.SGD(prodlda.encoder.parameters(), lr=0.05)
+
+    def kl():
+        q, p = prodlda.encoder(counts.double()), prodlda._prior(counts)
+        return torch.distributions.kl_divergence(q.base_dist, p.base_dist).sum(-1).mean()
+
+    for _ in range(300):  # even where nothing but the KL is minimised
+        optimizer.zero_grad()
+        kl().backward()
+        optimizer.step()
+    assert 1.5 < kl().item() < 3
+
+
 @pytest.mark.parametrize("options", [dict(z_dim=1), dict(z_dim=3, alpha=0.0)])
 def test_prodlda_wants_topics_and_a_positive_alpha(options):
     with pytest.raises(ValueError, match="at least 2 topics and alpha > 0"):

@@ -26,6 +26,7 @@ class NVDM(GaussianHierarchy):
         z_dim: size K of h; 50 and 200 in the paper.
         hidden_dim: width of the encoder's layers.
         num_hidden: how many they are.
+        batch_norm: batch norm on them, which the paper has not.
         activation: makes their nonlinearity.
         transform: what the encoder gets of the counts; `torch.log1p` learns faster and generalises better, for a
             word's hundredth occurrence says less than its first.
@@ -43,13 +44,14 @@ class NVDM(GaussianHierarchy):
         hidden_dim: int = 500,
         *,
         num_hidden: int = 2,
+        batch_norm: bool = False,
         activation: Callable[[], nn.Module] = nn.ReLU,
         transform: Callable[[Tensor], Tensor] | None = None,
         likelihood: Callable[[int, int], nn.Module] = BagOfWords,
         min_variance: float = 1e-5,
     ):
         super().__init__(x_dim, (z_dim,), (hidden_dim,), likelihood=likelihood, num_hidden=0)
-        mlp = MLP(x_dim, hidden_dim, num_hidden, batch_norm=False, activation=activation)
+        mlp = MLP(x_dim, hidden_dim, num_hidden, batch_norm=batch_norm, activation=activation)
         self.transform = transform
         self.encoder = nn.Sequential(mlp, Normal(mlp.out_dim, z_dim, min_variance=min_variance))
 

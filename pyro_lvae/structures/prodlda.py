@@ -22,7 +22,8 @@ class ProdLDA(GaussianHierarchy):
 
     h is the site `"z1"`; x are the counts `[B, V]`, which the encoder gets as they are. Dropout acts on the encoder's
     features and on theta, as in the authors' published code. Batch norm has a bias and no gain there, and here: so
-    the encoder cannot give up a topic by sending every document to the same h.
+    the encoder cannot give up a topic by sending every document to the same h. That costs K/2 nats of KL a document at
+    least, at alpha = 1 and in training mode, and short documents cannot pay it: their perplexity is high.
 
     Args:
         x_dim: size V of the vocabulary.
