@@ -17,9 +17,9 @@ class NVDM(GaussianHierarchy):
 
         p(h) = N(0, I),  p(X|h) = prod_i softmax(R^T h + b)_(x_i),  q(h|X) = N(mu(X), sigma^2(X))
 
-    h is the site `"z1"`; x are the counts `[B, V]`, which the encoder gets as they are, as in the paper, or through
-    `transform`. Deviation: sigma^2 is
-    softplus(linear) as in every structure here, where the paper has log sigma = linear.
+    h is the site `"z1"`; x are the counts `[B, V]`. The encoder gets them as they are, as in the paper, or through
+    `transform`. Deviation: sigma^2 is softplus(linear) as in every structure here, where the paper has log sigma =
+    linear.
 
     Args:
         x_dim: size V of the vocabulary.
@@ -28,9 +28,8 @@ class NVDM(GaussianHierarchy):
         num_hidden: how many they are.
         batch_norm: batch norm on them, which the paper has not.
         activation: makes their nonlinearity.
-        transform: what the encoder gets of the counts; `torch.log1p` learns faster and generalises better, for a
-            word's hundredth occurrence says less than its first.
-        likelihood: `(in_dim, x_dim) -> nn.Module`, maps h to a distribution over x.
+        transform: `[B, V]` -> `[B, V]`, what the encoder gets of the counts. With `torch.log1p` it learns faster and
+            generalises better: a word's hundredth occurrence says less than its first.
         min_variance: floor of sigma^2.
 
     >>> NVDM(x_dim=2000, z_dim=50).R.shape
@@ -46,11 +45,10 @@ class NVDM(GaussianHierarchy):
         num_hidden: int = 2,
         batch_norm: bool = False,
         activation: Callable[[], nn.Module] = nn.ReLU,
-        transform: Callable[[Tensor], Tensor] | None = None,
-        likelihood: Callable[[int, int], nn.Module] = BagOfWords,
+        transform: Callable | None = None,
         min_variance: float = 1e-5,
     ):
-        super().__init__(x_dim, (z_dim,), (hidden_dim,), likelihood=likelihood, num_hidden=0)
+        super().__init__(x_dim, (z_dim,), (hidden_dim,), likelihood=BagOfWords, num_hidden=0)
         mlp = MLP(x_dim, hidden_dim, num_hidden, batch_norm=batch_norm, activation=activation)
         self.transform = transform
         self.encoder = nn.Sequential(mlp, Normal(mlp.out_dim, z_dim, min_variance=min_variance))
