@@ -65,8 +65,8 @@ PRODLDA_OPTIONS = dict(
 # What each row is trained with. `warm_up` is a share of the epochs; with `chosen`, the learning rate falls by a cosine,
 # and the epoch is kept that is best on held-out documents.
 MODELS: dict[str, dict] = {
-    "NVDM, K = 50": NVDM_OPTIONS | dict(z_dim=50, epochs=60),
-    "NVDM, K = 200": NVDM_OPTIONS | dict(z_dim=200, epochs=60),
+    "NVDM, K = 50": NVDM_OPTIONS | dict(z_dim=50, epochs=100),
+    "NVDM, K = 200": NVDM_OPTIONS | dict(z_dim=200, epochs=100),
     "ProdLDA, K = 50": PRODLDA_OPTIONS | dict(z_dim=50, epochs=100),
 }
 QUERIES = ("weapons", "medical", "companies", "define", "israel", "book")  # of the NVDM paper's table
@@ -84,6 +84,8 @@ class KeepBest(Callback):
         if found < self.perplexity:
             self.perplexity, self.epoch = found, metrics.epoch
             self.weights = copy.deepcopy(self.structure.state_dict())
+        if metrics.epoch % 10 == 0:
+            print(f"epoch {metrics.epoch}: held-out perplexity {found:.1f}", flush=True)
 
 
 def held_out(data: Dataset, share: float = 0.1) -> Dataset:

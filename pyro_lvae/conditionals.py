@@ -88,7 +88,7 @@ class BagOfWords(nn.Module):
 
         log p(x|h) = sum_i x_i log softmax(R^T h + b)_i
 
-    (Miao et al. 2016, eqs. 4-6.) The probability of the words one after the other: there is no multinomial coefficient
+    (Miao et al. 2016, section 3.) The probability of the words one after the other: there is no multinomial coefficient
     in it, see `WordCounts`. Documents of a batch may have any lengths.
 
     Args:

@@ -13,7 +13,7 @@ class WordCounts(TorchDistribution):
 
         log p(x) = sum_i x_i log p_i,  p = softmax(logits)
 
-    The probability of the N = sum_i x_i words one after the other (Miao et al. 2016, eq. 4), given how many they are.
+    The probability of the N = sum_i x_i words one after the other, given N (Miao et al. 2016, section 3).
     It is that of a multinomial without its coefficient N! / prod_i x_i!, which depends on no parameter, so it sums to
     one over sequences of N words, not over counts. `torch.distributions.Multinomial` has one N for a whole batch; here
     every document has its own.

@@ -63,13 +63,15 @@ def test_the_laplace_approximation_has_the_mode_and_curvature_of_the_dirichlet()
 
 
 def test_the_prior_of_prodlda_is_near_its_dirichlet():
-    """Large alpha makes the approximation exact: means and variances of theta agree within 3 %."""
+    """At a large alpha theta has the Dirichlet's mean, and 1 - 1/K of its variance, for the diagonal alone is kept.
+
+    50,000 draws: a standard error of 0.1 % in the means and 0.6 % in the variances.
+    """
     prodlda = ProdLDA(12, 5, 8, alpha=50.0)
     h = prodlda._prior(torch.zeros(1, 12)).sample((50_000,))
     theta, exact = h.softmax(-1), Dirichlet(torch.full((5,), 50.0))
     torch.testing.assert_close(theta.mean(0), exact.mean, rtol=0.01, atol=0)
-    # the independent h_k of the paper's diagonal are a little wider than the softmax needs, by 1 / (1 - 1/K) at most
-    assert ((theta.var(0) / exact.variance - 1).abs() < 0.3).all()
+    torch.testing.assert_close(theta.var(0) / exact.variance, torch.full((5,), 0.8), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("make", [lambda: NVDM(12, 3, 16), lambda: ProdLDA(12, 3, 16)], ids=["NVDM", "ProdLDA"])

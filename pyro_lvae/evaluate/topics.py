@@ -21,7 +21,7 @@ def perplexity(
         exp(-1/D sum_d 1/N_d log p(x_d))
 
     with N_d the number of words in document d, and its evidence lower bound in place of log p(x_d), so this is an upper
-    bound in expectation (Miao et al. 2016, section 5.1; Mnih & Gregor 2014). Every document counts alike, however long.
+    bound in expectation (Miao et al. 2016, section 5; Mnih & Gregor 2014). Every document counts alike, however long.
 
     Args:
         structure: with a likelihood of words, such as `BagOfWords`, which has no multinomial coefficient.
@@ -44,7 +44,7 @@ def perplexity(
 
 
 def nearest_words(R: Tensor, vocabulary: Sequence[str], word: str, count: int = 5) -> list[str]:
-    """The words whose embeddings are nearest to that of `word`, by their cosine (Miao et al. 2016, table 1b).
+    """The words whose embeddings are nearest to that of `word`, by their cosine (Miao et al. 2016, section 5).
 
     Args:
         R: embeddings `[K, V]`, a column a word, such as `NVDM.R`.

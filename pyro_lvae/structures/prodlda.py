@@ -94,7 +94,7 @@ def laplace_of_dirichlet(alpha: Tensor) -> tuple[Tensor, Tensor]:
         mu_k    = log alpha_k - 1/K sum_i log alpha_i
         Sigma_kk = 1/alpha_k (1 - 2/K) + 1/K^2 sum_i 1/alpha_i
 
-    (MacKay 1998; Srivastava & Sutton 2017, eq. 3.)
+    (MacKay 1998; Srivastava & Sutton 2017, section 3.2.)
 
     Args:
         alpha: parameters of the Dirichlet, `[K]`.
