@@ -28,7 +28,7 @@ STRUCTURES = {
     "LadderVAE-unshared": partial(LadderVAE, **SIZES, share_top_down=False),
     "LadderVAE-mu-upwards": partial(LadderVAE, **SIZES, mu_upwards=True, head_batch_norm=False),
     "NVDM": partial(NVDM, 12, 3, 16),
-    "NVDM-log1p-bn": partial(NVDM, 12, 3, 16, transform=torch.log1p, batch_norm=True),
+    "NVDM-log1p-bn": partial(NVDM, 12, 3, 16, transform=torch.log1p, batch_norm=True, dropout=0.2),
     "ProdLDA": partial(ProdLDA, 12, 3, 16, dropout=0.2),
 }
 

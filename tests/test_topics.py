@@ -211,7 +211,7 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_the_vocabulary(
     with torch.no_grad():
         for parameter in nvdm.parameters():
             parameter.zero_()
-        nvdm.encoder[1].head[0].bias[3:] = math.log(math.e - 1)  # softplus of it is 1: q(h|X) = p(h)
+        nvdm.encoder[2].head[0].bias[3:] = math.log(math.e - 1)  # softplus of it is 1: q(h|X) = p(h)
     assert perplexity(nvdm, counts[counts.sum(-1) > 0]) == pytest.approx(12, rel=1e-3)
 
 

@@ -27,6 +27,7 @@ class NVDM(GaussianHierarchy):
         hidden_dim: width of the encoder's layers.
         num_hidden: how many they are.
         batch_norm: batch norm on them, which the paper has not.
+        dropout: share of their features set to 0 while training; 0 in the paper.
         activation: makes their nonlinearity.
         transform: `[B, V]` -> `[B, V]`, what the encoder gets of the counts. With `torch.log1p` it learns faster and
             generalises better: a word's hundredth occurrence says less than its first.
@@ -44,6 +45,7 @@ class NVDM(GaussianHierarchy):
         *,
         num_hidden: int = 2,
         batch_norm: bool = False,
+        dropout: float = 0.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         transform: Callable | None = None,
         min_variance: float = 1e-5,
@@ -51,7 +53,8 @@ class NVDM(GaussianHierarchy):
         super().__init__(x_dim, (z_dim,), (hidden_dim,), likelihood=BagOfWords, num_hidden=0)
         mlp = MLP(x_dim, hidden_dim, num_hidden, batch_norm=batch_norm, activation=activation)
         self.transform = transform
-        self.encoder = nn.Sequential(mlp, Normal(mlp.out_dim, z_dim, min_variance=min_variance))
+        head = Normal(mlp.out_dim, z_dim, min_variance=min_variance)
+        self.encoder = nn.Sequential(mlp, nn.Dropout(dropout), head)
 
     @property
     def R(self) -> Tensor:
