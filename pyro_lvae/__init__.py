@@ -19,9 +19,9 @@ _NAMES = {
     "data": "DataError Dataset load",
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration cluster_probabilities "
     "clustering_accuracy dci elbo encode factor_vae_score interpolate kl_per_layer log_likelihood "
-    "manifold mutual_information mutual_information_gap posterior_activity predictive_log_likelihood "
-    "prune rate_distortion reconstruct sample_prior signal_to_noise summarize traverse weight_kl "
-    "weight_summary",
+    "manifold mutual_information mutual_information_gap nearest_words npmi perplexity posterior_activity "
+    "predictive_log_likelihood prune rate_distortion reconstruct sample_prior signal_to_noise summarize "
+    "topics traverse weight_kl weight_summary",
     "features": "LatentFeatures",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
@@ -31,8 +31,8 @@ _NAMES = {
     "optim": "FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
     "schedules": "Schedule constant cyclical linear",
-    "structures": "AE VAE BetaVAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE "
-    "MixturePrior SparseVAE Structure VaDE VampPrior",
+    "structures": "AE NVDM VAE BetaVAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE "
+    "MixturePrior ProdLDA SparseVAE Structure VaDE VampPrior",
     "svi": "for_svi",
     "traces": "ledger",
     "train": "fit",

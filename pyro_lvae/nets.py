@@ -30,11 +30,21 @@ class BatchNorm(nn.BatchNorm1d):
     `nn.BatchNorm1d` reads `[K, B, D]` as K rows of B channels: it fails, or, where B happens to
     equal D, silently normalises the batch.
 
+    Args:
+        num_features: D.
+        gain: whether the result is scaled by a parameter, or shifted alone.
+
     >>> BatchNorm(3)(torch.randn(5, 4, 3)).shape
     torch.Size([5, 4, 3])
     """
 
     synchronised = False
+
+    def __init__(self, num_features: int, *, gain: bool = True):
+        super().__init__(num_features)
+        if not gain:
+            del self.weight
+            self.register_buffer("weight", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

@@ -100,11 +100,18 @@ def pca(codes: dict[str, Tensor], labels: Tensor | None = None) -> Figure:
         directions = torch.linalg.svd(z, full_matrices=False).Vh[:2]
         points = torch.nn.functional.pad(z @ directions.T, (0, 2 - len(directions)))
         colours = "C0" if labels is None else labels.cpu()
-        dots = ax.scatter(*points.T, c=colours, cmap=None if labels is None else "tab10", s=3, linewidths=0)
+        dots = ax.scatter(*points.T, c=colours, cmap=_class_colours(labels), s=3, linewidths=0)
         ax.set(title=f"PCA of {name}", xticks=[], yticks=[])
     if labels is not None:
         figure.colorbar(dots, ax=figure.axes, ticks=labels.unique().tolist(), label="class", fraction=0.03)
     return figure
+
+
+def _class_colours(labels: Tensor | None) -> str | None:
+    """A colour map that tells the classes apart, as far as there are colours."""
+    if labels is None:
+        return None
+    return "tab10" if len(labels.unique()) <= 10 else "tab20"
 
 
 def active_units(activity: dict[str, Activity]) -> Figure:

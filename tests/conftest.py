@@ -10,6 +10,7 @@ import torch
 
 from pyro_lvae import (
     AE,
+    NVDM,
     VAE,
     BayesianWeights,
     BetaVAE,
@@ -20,6 +21,7 @@ from pyro_lvae import (
     HierarchicalVAE,
     LadderVAE,
     MixturePrior,
+    ProdLDA,
     SparseVAE,
     VaDE,
     VampPrior,
@@ -77,6 +79,9 @@ STRUCTURES = {
     "DenoisingVAE": partial(DenoisingVAE, 12, partial(VAE, z_dim=3, hidden_dim=16)),
     "DenoisingVAE-ladder": partial(DenoisingVAE, 12, LADDER, masking, linear(0.5, 0.1, epochs=3)),
     "BetaVAE": partial(BetaVAE, 12, 3, 16),
+    "NVDM": partial(NVDM, 12, 3, 16),
+    "NVDM-log1p-bn": partial(NVDM, 12, 3, 16, transform=torch.log1p, batch_norm=True, dropout=0.2),
+    "ProdLDA": partial(ProdLDA, 12, 3, 16, dropout=0.2),
 }
 
 

@@ -106,6 +106,21 @@ def test_an_estimator_by_name_has_its_own_defaults():
         assert json.load(file)["estimator"] == "IWAE"
 
 
+def test_a_structure_by_name_has_its_own_defaults(tmp_path):
+    """Not those of the default structure: its likelihood, its activation, no batch norm."""
+    counts = np.random.default_rng(0).poisson(1, (60, 12)).astype("f4")
+    np.savez(tmp_path / "own.npz", x_train=counts[:40], x_test=counts[40:])
+    options = ["--structure.z_dim", "3", "--structure.hidden_dim", "8", "--structure.transform", "torch.log1p"]
+    short = ["--epochs", "1", "--beta", "1", "--num_samples", "3", "--tensorboard", "false"]
+    main(["train", "--data", "own.npz", "--structure", "NVDM", *options, *short, "--out", "run"])
+    with open("run/config.yaml") as file:
+        kept = yaml.safe_load(file)["structure"]["init_args"]
+    assert kept["activation"]["class_path"] == "torch.nn.ReLU"
+    assert kept["batch_norm"] is False
+    assert kept["transform"] == "torch.log1p"
+    main(["evaluate", "run", "--num_samples", "3"])
+
+
 @pytest.mark.parametrize("flags", [["--out=run", "--resume"], ["--resume", "--out", "run"], ["--config", "mine.yaml"]])
 def test_however_a_resume_is_asked_for_it_takes_the_runs_options(flags, tmp_path):
     main(["train", *SMALL, "--batch_size", "64", "--beta", "0.5", "--out", "run", "--tensorboard", "false"])

@@ -131,7 +131,9 @@ def test_unknown_names_are_answered_with_the_known():
         load("cifar")
 
 
-@pytest.mark.parametrize("name", ["binarized_mnist", "omniglot", "freyfaces", "norb", "dsprites"])
+@pytest.mark.parametrize(
+    "name", ["binarized_mnist", "omniglot", "freyfaces", "norb", "dsprites", "20newsgroups", "20newsgroups_prodlda"]
+)
 def test_a_missing_file_says_where_and_how(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="was not found. Looked for:") as caught:
@@ -255,3 +257,70 @@ def test_bytes_of_one_file_are_scaled_alike(tmp_path):
     np.savez(tmp_path / "own.npz", x_train=train, x_test=test)
     data = load(str(tmp_path / "own.npz"))
     assert (data.x_train[0, 0].item(), data.x_test[0, 0].item()) == pytest.approx((200 / 255, 1 / 255))
+
+
+# ------------------------------------------------------------------ documents
+
+
+def _save_corpus(folder, **changed):
+    """Documents "bee bee", "" and "ape cat cat cat" to train, and "cat" to test."""
+    rows = dict(data=np.array([2, 1, 3], np.uint16), indices=np.array([1, 0, 2]), indptr=np.array([0, 1, 1, 3]))
+    arrays = {f"train_{k}": v for k, v in rows.items()} | dict(train_label=np.array([1, 2, 20], np.uint8))
+    arrays |= dict(test_data=np.array([1]), test_indices=np.array([2]), test_indptr=np.array([0, 1]))
+    folder = folder / "20newsgroups" / "nvdm"
+    folder.mkdir(parents=True)
+    np.savez(folder / "20news_nvdm2000.npz", **(arrays | dict(test_label=np.array([3], np.uint8)) | changed))
+    (folder / "vocab.new").write_text("ape 12\nbee 10\ncat 7\n")
+
+
+def test_a_corpus_becomes_dense_counts_without_empty_documents(tmp_path):
+    _save_corpus(tmp_path)
+    data = load("20newsgroups", tmp_path)
+    assert data.vocabulary == ("ape", "bee", "cat")
+    assert data.x_train.tolist() == [[0, 2, 0], [1, 0, 3]]
+    assert data.x_test.tolist() == [[0, 0, 1]]
+    assert (data.y_train.tolist(), data.y_test.tolist()) == ([0, 19], [2])
+    assert (data.shape, data.binarize, data.x_train.dtype) == ((3,), False, torch.float32)
+    assert data.to("cpu").vocabulary == data.vocabulary
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(train_indices=np.array([1, 0, 3])),
+        dict(train_indptr=np.array([0, 1, 4])),
+        dict(train_indptr=np.array([0, 2, 1, 3])),
+        dict(test_data=np.array([1, 1])),
+    ],
+    ids=["unknown word", "too many", "backwards", "no column"],
+)
+def test_damaged_sparse_rows_are_refused(changed, tmp_path):
+    _save_corpus(tmp_path, **changed)
+    with pytest.raises(DataError, match="do not fit together as sparse rows"):
+        load("20newsgroups", tmp_path)
+
+
+def test_own_documents_bring_their_vocabulary(tmp_path):
+    np.savez(tmp_path / "own.npz", x_train=np.ones((3, 2)), x_test=np.ones((1, 2)), vocabulary=np.array(["ape", "bee"]))
+    assert load("own.npz", tmp_path).vocabulary == ("ape", "bee")
+    np.savez(tmp_path / "own.npz", x_train=np.ones((3, 2)), x_test=np.ones((1, 2)), vocabulary=np.array(["ape"]))
+    with pytest.raises(DataError, match="1 words for 2 columns"):
+        load("own.npz", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "tokens", "word"),
+    [
+        ("20newsgroups", [11268, 7505], [1_128_881, 720_898], ("people", 5914)),
+        ("20newsgroups_prodlda", [11258, 7487], [991_493, 629_312], None),
+    ],
+)
+def test_20newsgroups(data_root, name, rows, tokens, word):
+    data = load(name, data_root)
+    assert [len(data.x_train), len(data.x_test)] == rows
+    assert [int(data.x_train.sum()), int(data.x_test.sum())] == tokens
+    assert (data.x_train.sum(1) > 0).all()
+    assert len(data.vocabulary) == len(set(data.vocabulary)) == data.x_dim
+    if word is not None:  # the vocabulary file of the paper states this total beside the word
+        assert data.x_train[:, data.vocabulary.index(word[0])].sum() == word[1]
+        assert set(data.y_train.tolist()) == set(range(20))

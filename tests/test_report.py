@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from pyro_lvae import BetaVAE, HierarchicalVAE, LadderVAE, fit, load, plots, to_inference_data, traverse
+from pyro_lvae import NVDM, BetaVAE, HierarchicalVAE, LadderVAE, fit, load, plots, to_inference_data, traverse
 from pyro_lvae.data import Dataset
 from pyro_lvae.report import write_report
 from pyro_lvae.runs import Run, RunFiles, claim_folder
@@ -74,6 +74,20 @@ def test_traversals_show_a_unit_a_row():
     assert canvas.shape == (2 * 2 * 3, 5 * 4)
     path = traverse(structure, x, steps=5, units=[2, 0])
     torch.testing.assert_close(canvas[9 + 1 : 9 + 3, 16 + 1 : 16 + 4].flatten(), path[1, 1, 4])
+
+
+def test_documents_are_drawn_without_pictures_and_reported(tmp_path):
+    """Counts of 12 words, 20 classes of them."""
+    x = torch.randint(0, 4, (60, 12)).float()
+    data = Dataset("documents", x[:40], x[40:], torch.arange(40) % 20, torch.arange(20))
+    run = Run(tmp_path, NVDM(12, 3, 8), data, "SampledELBO", [])
+    run.history.extend(fit(run.structure, data, epochs=2, out=tmp_path, callbacks=()))
+    run.evaluate(5, None)
+    page = run.report().read_text()
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"elbo", "kl_per_layer", "active_units", "pca"}
+    assert "NVDM on documents" in page
+    colours = plots.pca({"z1": torch.randn(20, 3)}, torch.arange(20)).axes[0].collections[0].to_rgba(range(20))
+    assert len({tuple(c) for c in colours}) == 20, "a colour a class"
 
 
 def test_image_grid_shows_each_image_in_its_place():

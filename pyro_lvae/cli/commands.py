@@ -17,9 +17,10 @@ from ..evaluate import sample_prior
 from ..objectives import ESTIMATORS
 from ..results import Summary
 from ..structures import STRUCTURES
+from ..words import BagOfWords
 from .training import open_run, print_summary
 
-LIKELIHOODS = (Bernoulli, Normal, StudentT)
+LIKELIHOODS = (Bernoulli, Normal, StudentT, BagOfWords)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def dispatch(argv: list[str]) -> None:
     """Run the command that `argv` begins with."""
     if os.getcwd() not in sys.path:  # a structure of the user's own lies where the command was typed
         sys.path.insert(0, os.getcwd())
-    parser = _parser()
+    parser = _parser(names_structure=any(re.fullmatch(r"--structure(=.*)?", word) for word in argv))
     options = _parse(parser, argv)
     command = options.subcommand
     try:
@@ -51,11 +52,14 @@ def dispatch(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def _parser() -> ArgumentParser:
+def _parser(names_structure: bool = False) -> ArgumentParser:
+    """With `names_structure`, no default structure hands its options on to that of the command line."""
     parser = Parser(prog="pyro-lvae")
     commands = parser.add_subcommands()
     for name, function in FUNCTIONS.items():
         made = PARSERS[name]() if name in PARSERS else _command_parser(function)
+        if names_structure and name in PARSERS:
+            made.set_defaults(structure=None)
         commands.add_subcommand(name, made, help=made.description)
     return parser
 

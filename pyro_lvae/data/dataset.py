@@ -27,6 +27,7 @@ class Dataset:
         shape: shape of one datum, `(height, width)` for images; its product is D.
         binarize: every training batch is drawn as Bernoulli(x) anew, so each epoch sees other
             binary images of the same grey values (dynamic binarisation).
+        vocabulary: the words that the columns count, where the data are documents.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Dataset:
     y_test: Tensor | None = None
     shape: tuple[int, ...] = ()
     binarize: bool = False
+    vocabulary: tuple[str, ...] | None = None
 
     def __post_init__(self):
         if not self.shape:
@@ -45,6 +47,8 @@ class Dataset:
         for name, y, x in (("y_train", self.y_train, self.x_train), ("y_test", self.y_test, self.x_test)):
             if y is not None and len(y) != len(x):
                 raise DataError(f"{self.name}: {name} has {len(y)} labels for {len(x)} rows; give one a row")
+        if self.vocabulary is not None and len(self.vocabulary) != self.x_dim:
+            raise DataError(f"{self.name}: {len(self.vocabulary)} words for {self.x_dim} columns; give one a column")
         if self.binarize:
             self._check_binary()
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .dataset import DataError, Dataset, binarized
+from .newsgroups import corpus_arrays
 from .norb import norb_arrays
 
 ENVIRONMENT = "PYRO_LVAE_DATA"
@@ -24,7 +25,7 @@ def load(name: str = "digits", root: str | os.PathLike | None = None, *, binariz
 
     Args:
         name: one of `DATASETS`, or the path of a file, from the current folder or `root`. An `.npz`
-            holds `x_train`, `x_test` and optionally `y_train`, `y_test`; an `.npy` is one array
+            holds `x_train`, `x_test` and optionally `y_train`, `y_test`, `vocabulary`; an `.npy` is one array
             `[N, ...]`, of which a tenth (at random, fixed seed) becomes the test set. Bytes are
             scaled to [0, 1].
         root: folder to look in; else the environment variable PYRO_LVAE_DATA, else the user's
@@ -60,7 +61,8 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], binarize: bool) -> Datase
     scale = 255 if in_bytes and max(arrays[k].max(initial=0) for k in ("x_train", "x_test")) > 1 else 1
     rows = {k: _rows(f"{name}: {k}", v, scale) for k, v in arrays.items() if k[0] == "x"}
     labels = {k: _labels(f"{name}: {k}", v) for k, v in arrays.items() if k[0] == "y"}
-    data = Dataset(name, **rows, **labels, shape=shape)
+    words = tuple(arrays["vocabulary"].tolist()) if "vocabulary" in arrays else None
+    data = Dataset(name, **rows, **labels, shape=shape, vocabulary=words)
     return replace(data, x_test=binarized(data.x_test), binarize=True) if binarize else data
 
 
@@ -127,7 +129,7 @@ def _own_file(path: Path, roots: list[Path]) -> dict[str, np.ndarray]:
     path = _find(f"The file {path.name}", [str(path)], [Path.cwd(), *roots], "Check the path.")
     if path.suffix == ".npz":
         arrays = _arrays(path, ("x_train", "x_test"))
-        return {k: arrays[k] for k in ("x_train", "x_test", "y_train", "y_test") if k in arrays}
+        return {k: arrays[k] for k in ("x_train", "x_test", "y_train", "y_test", "vocabulary") if k in arrays}
     try:
         x = np.load(path, allow_pickle=False)
     except Exception as error:
@@ -249,6 +251,16 @@ def _dsprites(roots: list[Path]) -> tuple[dict, bool]:
     return _split(arrays["imgs"], 4608, arrays["latents_classes"]), False
 
 
+def _newsgroups(roots: list[Path]) -> tuple[dict, bool]:
+    """Counts of 2,000 words in 11,268 train and 7,505 test posts of 20 groups (Miao et al. 2016); wants BagOfWords."""
+    return corpus_arrays(roots, _find, _arrays, "nvdm/20news_nvdm2000.npz", "vocab.new"), False
+
+
+def _newsgroups_prodlda(roots: list[Path]) -> tuple[dict, bool]:
+    """Counts of 1,995 words in 11,258 train and 7,487 test posts (Srivastava & Sutton 2017); wants BagOfWords."""
+    return corpus_arrays(roots, _find, _arrays, "prodlda/20news_prodlda1995.npz", "vocab.txt"), False
+
+
 DATASETS: dict[str, Callable[[list[Path]], tuple[dict, bool]]] = {
     "digits": _digits,
     "mnist": _mnist,
@@ -257,4 +269,6 @@ DATASETS: dict[str, Callable[[list[Path]], tuple[dict, bool]]] = {
     "freyfaces": _freyfaces,
     "norb": _norb,
     "dsprites": _dsprites,
+    "20newsgroups": _newsgroups,
+    "20newsgroups_prodlda": _newsgroups_prodlda,
 }

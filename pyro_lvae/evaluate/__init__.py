@@ -9,6 +9,7 @@ from .latents import Activity, active_units, encode, kl_per_layer, posterior_act
 from .likelihood import elbo, has_likelihood, log_likelihood, refuse_global_sites
 from .samples import can_generate, interpolate, manifold, planar_layer, reconstruct, sample_prior, traverse
 from .summary import summarize
+from .topics import nearest_words, npmi, perplexity, topics
 from .weights import (
     LayerSummary,
     Predictive,
@@ -46,6 +47,9 @@ __all__ = [
     "manifold",
     "mutual_information",
     "mutual_information_gap",
+    "nearest_words",
+    "npmi",
+    "perplexity",
     "planar_layer",
     "posterior_activity",
     "posterior_samples",
@@ -58,6 +62,7 @@ __all__ = [
     "sample_prior",
     "signal_to_noise",
     "summarize",
+    "topics",
     "traverse",
     "weight_kl",
     "weight_summary",

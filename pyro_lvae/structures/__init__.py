@@ -9,6 +9,8 @@ from .flows import FlowVAE
 from .hierarchy import GaussianHierarchy, HierarchicalVAE
 from .ladder import LadderVAE
 from .mixture import MixturePrior
+from .nvdm import NVDM
+from .prodlda import ProdLDA
 from .sparse import SparseVAE
 from .vade import VaDE
 from .vae import VAE
@@ -22,6 +24,8 @@ STRUCTURES = (
     BetaVAE,
     ConditionalVAE,
     VaDE,
+    NVDM,
+    ProdLDA,
     SparseVAE,
     MixturePrior,
     VampPrior,
