@@ -143,9 +143,15 @@ class GaussianMixture(nn.Module):
         return mixture(self.logits, normal(self.loc, self.log_variance.exp() + self.min_variance))
 
 
+class _Mixture(dist.MixtureSameFamily):
+    @property
+    def support(self):  # torch's own constraint of mixtures has no bijection, which annealing asks for
+        return self.component_distribution.support
+
+
 def mixture(logits: Tensor, components: dist.TorchDistribution) -> dist.TorchDistribution:
-    """sum_c softmax(logits)_c components_c, for components of batch shape `[C]`."""
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+    """sum_c softmax(logits)_c components_c, for components of batch shape `[..., C]`."""
+    return _Mixture(dist.Categorical(logits=logits), components)
 
 
 class StudentT(nn.Module):

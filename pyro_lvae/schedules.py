@@ -32,7 +32,7 @@ class Schedule:
         if self.unit not in ("epochs", "steps"):
             raise ValueError(f"unit is {self.unit!r}; expected 'epochs' or 'steps'")
         if not (self.start >= 0 and self.stop >= 0):
-            raise ValueError(f"the schedule goes from {self.start} to {self.stop}; a weight must be 0 or more")
+            raise ValueError(f"the schedule goes from {self.start} to {self.stop}; both must be 0 or more")
         if self.length < 0 or self.cycles < 1 or not 0 < self.ramp <= 1:
             raise ValueError(
                 f"length={self.length}, cycles={self.cycles}, ramp={self.ramp}; expected length >= 0, "

@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_lvae import (
     AE,
+    IWAE,
     VAE,
     ConditionalVAE,
     DenoisingVAE,
@@ -28,6 +29,7 @@ from pyro_lvae import (
     SparseVAE,
     VaDE,
     VampPrior,
+    ais_log_likelihood,
     cluster_probabilities,
     clustering_accuracy,
     elbo,
@@ -105,8 +107,10 @@ def test_labels_reach_a_conditional_structure_by_themselves(tiny):
     assert len(history) == 2
     with pytest.raises(ContractError, match="ConditionalVAE is conditional on labels y, and none were given; pass y="):
         check(cvae, tiny.x_test)
-    with pytest.raises(ContractError, match=r"expected integer labels \[B\] or conditions \[B, 3\]"):
+    with pytest.raises(ContractError, match=r"expected integer labels \[B\] or floating-point conditions \[B, 3\]"):
         check(cvae, tiny.x_test, torch.randn(15, 2))
+    with pytest.raises(ContractError, match="labels run from 0 to 7; num_classes=3 takes 0 to 2"):
+        check(cvae, tiny.x_test, torch.tensor([0, 7, 1, 2]).repeat(4)[:15])
     assert FlowVAE(12, partial(ConditionalVAE, num_classes=3)).takes_labels
     with pytest.raises(ValueError, match="ConditionalVAE is conditional on labels, and pseudo-inputs have none"):
         VampPrior(12, ConditionalVAE)
@@ -148,6 +152,16 @@ def test_linear_structures_with_mixture_priors_have_a_known_likelihood(name):
     x = torch.randn(12, 4).double()
     log_w = log_weights(structure, x, 40_000)
     assert within(log_w.logsumexp(0) - math.log(40_000), _marginal(structure.prior(), likelihood, x), log_w)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_annealing_takes_mixture_priors(name):
+    """AIS with 60 temperatures and 32 chains, whose error here is far below 0.3 nats a datum."""
+    structure = MIXTURES[name]().double().eval()
+    likelihood = structure.likelihood if name == "VaDE" else structure.base.likelihood
+    x = torch.randn(4, 4).double()
+    found = ais_log_likelihood(structure, x, num_chains=32, num_temperatures=60)
+    torch.testing.assert_close(found, _marginal(structure.prior(), likelihood, x), atol=0.3, rtol=0)
 
 
 class Enumerated(nn.Module):
@@ -202,8 +216,9 @@ def test_put_clusters_sets_the_mixture():
     torch.testing.assert_close(prior.component_distribution.variance, var + 1e-5)
     with pytest.raises(ValueError, match=r"means has shape \(3, 4\); expected \(4, 3\)"):
         vade.put_clusters(pi, mu.T, var)
-    with pytest.raises(ValueError, match="variances .* all above 0"):
-        vade.put_clusters(pi, mu, -var)
+    with pytest.raises(ValueError, match="variances go down to -.* they must be positive"):
+        vade.put_clusters(pi.flip(0), mu + 1, -var)
+    torch.testing.assert_close(vade.prior().mixture_distribution.probs, pi)  # nothing was changed
 
 
 def test_clustering_accuracy_is_the_best_of_all_matchings():
@@ -227,9 +242,9 @@ def test_cluster_probabilities_need_a_mixture(x):
     "base", [partial(VAE, z_dim=3, hidden_dim=16), partial(LadderVAE, z_dims=(5, 3), hidden_dims=(16, 8))]
 )
 def test_the_vampprior_at_the_data_is_the_aggregated_posterior(base, x):
-    vamp = VampPrior(12, base, 7).double()
+    vamp = VampPrior(12, base, 7, bounds=None).double()
     with torch.no_grad():
-        vamp.pseudo_inputs.copy_(x)
+        vamp.raw.copy_(x)
     vamp.base.train()
     backward(SampledELBO(), vamp, (x.double(),), per=7)  # moves batch-norm statistics
     moved = {n: b.clone() for n, b in vamp.named_buffers()}
@@ -252,8 +267,12 @@ def test_a_bottom_up_hierarchy_has_no_vampprior(x):
         VampPrior(12, FlowVAE)
     vamp = VampPrior(12, partial(VAE, z_dim=2, hidden_dim=8), 5)
     vamp.start_from(x)
+    with pytest.raises(ValueError, match=r"x runs from 0 to 2, beyond bounds=\(0.0, 1.0\)"):
+        vamp.start_from(2 * x)
     rows = {tuple(r) for r in x.tolist()}
-    assert all(tuple(u) in rows for u in vamp.pseudo_inputs.tolist())
+    assert all(tuple(u) in rows for u in vamp.pseudo_inputs.round().tolist())
+    backward(SampledELBO(), vamp, (x,), per=7)
+    assert (vamp.raw.grad != 0).float().mean() > 0.5, "binary pseudo-inputs are learned too"
 
 
 # ------------------------------------------------------------------ flows
@@ -319,6 +338,83 @@ def test_flows_are_where_they_are_asked_for(x):
         FlowVAE(12, base, layers=["z7"])
 
 
+class Own(nn.Module):
+    """A base of someone's own: a global site, and a latent h with another name, drawn after a discrete one."""
+
+    def __init__(self, x_dim, discrete=False):
+        super().__init__()
+        self.encoder, self.decoder, self.discrete = nn.Linear(x_dim, 2), nn.Linear(2, x_dim), discrete
+
+    def model(self, x, y=None):
+        if not self.discrete:
+            pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x), dim=-1):
+            if self.discrete:
+                pyro.sample("c", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            h = pyro.sample("h", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(h)).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        if not self.discrete:
+            pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("h", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+def test_what_goes_around_a_base_looks_at_its_local_layers():
+    assert MixturePrior(12, Own, 3).top == VampPrior(12, Own, 3).top == "h"
+    assert list(FlowVAE(12, Own).flows) == ["h"]
+    assert next(MixturePrior(12, lambda d: VAE(d, 2, 8).double()).parameters()).dtype == torch.double
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MixturePrior(12, partial(SparseVAE, code=BetaCode)), "'z1', which is no vector of real numbers"),
+        (lambda: MixturePrior(12, partial(ConditionalVAE, learn_prior=True)), "which has parameters that would have no use then"),
+        (lambda: MixturePrior(12, VaDE), "which has parameters that would have no use then"),
+        (lambda: MixturePrior(12, partial(Own, discrete=True)), "'c', and the guide does not sample it"),
+        (lambda: VampPrior(12, AE), "the guide of AE is a point mass at 'z1'"),
+        (lambda: FlowVAE(12, AE), "site 'z1' is .* in the guide; flows transform densities over vectors"),
+        (lambda: FlowVAE(12, partial(SparseVAE, code=BetaCode)), "flows transform densities over vectors of real"),
+        (lambda: FlowVAE(12, DenoisingVAE), "the flows would see the data that DenoisingVAE keeps from the guide"),
+        (lambda: FlowVAE(12, num_flows=0), "num_flows is 0; at least 1 is needed"),
+        (
+            lambda: MixturePrior(12, lambda d: VAE(d + 1)),
+            "MixturePrior looks at the layers of VAE on two rows of zeros",
+        ),
+        (lambda: VaDE(12, z_dim=0), "sizes must be at least 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FlowVAE(12, partial(VampPrior, base=partial(LadderVAE, z_dims=(5, 3), hidden_dims=(16, 8)))),
+        lambda: DenoisingVAE(12, partial(FlowVAE, base=partial(MixturePrior, base=partial(VAE, z_dim=3)))),
+        lambda: MixturePrior(12, AE),
+    ],
+)
+def test_they_combine(make, x):
+    structure = make()
+    check(structure, x)
+    for estimator in (SampledELBO(), IWAE(3)):
+        structure.zero_grad()
+        assert torch.isfinite(backward(estimator, structure, (x,), per=7))
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in structure.parameters())
+
+
+def test_annealing_refuses_points_and_flows_without_an_inverse(x):
+    with pytest.raises(ValueError, match="the guide of 'z1' is a point mass"):
+        ais_log_likelihood(AE(12, 3, 16), x)
+    with pytest.raises(ValueError, match="the flows of its guide have no inverse"):
+        ais_log_likelihood(FlowVAE(12, partial(VAE, z_dim=3), PlanarFlow), x, start="guide")
+
+
 # ------------------------------------------------------------------ denoising
 
 
@@ -365,7 +461,7 @@ def test_training_follows_the_schedule_of_the_noise(tiny, tmp_path):
     assert parts.level.item() == pytest.approx(0.2)
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(p, q)
-    with pytest.raises(ValueError, match="a weight must be 0 or more"):
+    with pytest.raises(ValueError, match="both must be 0 or more"):
         DenoisingVAE(12, level=-1.0)
 
 
@@ -397,6 +493,15 @@ def test_the_relaxed_bernoulli_is_that_of_maddison():
     density = t * alpha * x ** (-t - 1) * (1 - x) ** (-t - 1) / (alpha * x**-t + (1 - x) ** -t) ** 2  # eq. 9 there
     jacobian = x * (1 - x)  # from x to its logit
     torch.testing.assert_close(code(h).log_prob(z), (density * jacobian).log().sum(-1), atol=1e-6, rtol=1e-6)
+
+
+def test_the_relaxed_bernoulli_draws_from_what_it_scores():
+    """Far out too: the mean of z is logits / temperature, its standard error pi / sqrt(3 N) / temperature."""
+    code = RelaxedBernoulliCode(1, 1, temperature=0.5)
+    code.head.weight.data.zero_()
+    code.head.bias.data.fill_(20.0)
+    z = code(torch.zeros(20_000, 1)).rsample()
+    assert z.mean().item() == pytest.approx(40, abs=0.12)
 
 
 def test_implicit_gradients_of_the_beta_code():

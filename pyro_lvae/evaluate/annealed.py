@@ -13,9 +13,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ..traces import evaluating, forked_noise, generate, ledger, log_densities
+from ..traces import Ledger, evaluating, forked_noise, generate, ledger, log_densities
 from .chunks import MEMORY, args_of, check_rows, cost_of
-from .likelihood import refuse_global_sites
+from .likelihood import refuse_global_sites, refuse_points
 
 TARGET = 0.65  # acceptance of Hamiltonian Monte Carlo at its most efficient (Neal 2011)
 RATE = 0.2  # of the adaptation, in log step size for each unit of acceptance
@@ -79,8 +79,23 @@ def check_annealable(structure: nn.Module, x: Tensor, y: Tensor | None = None, *
             f"discrete ones out (a mixture distribution), or {instead}"
         )
     refuse_global_sites(first)
+    refuse_points(first)
+    if start == "guide":
+        _check_densities(first)
     if start == "guide" and (left_out := [n for n, s in latents.items() if s.q is None]):
         raise ValueError(f"site(s) {_names(left_out)}: the guide leaves them out; take start='prior'")
+
+
+def _check_densities(sites: Ledger) -> None:
+    """Raise `ValueError` where log q is known at the guide's own draws alone, as after planar flows."""
+    for name, site in sites.latents.items():
+        try:
+            site.q is None or site.q.log_prob(site.value.clone())
+        except KeyError as error:
+            raise ValueError(
+                f"site {name!r}: the flows of its guide have no inverse, so that its density is known at their own "
+                "draws alone; take start='prior'"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..traces import Ledger
 from .chunks import MEMORY, check_rows, chunked
+from .likelihood import refuse_global_sites
 
 
 def cluster_probabilities(
@@ -37,6 +38,7 @@ def cluster_probabilities(
 
 
 def _probabilities(sites: Ledger) -> Tensor:
+    refuse_global_sites(sites)
     for site in sites.latents.values():
         if isinstance(site.p, MixtureSameFamily):
             given_c = site.p.component_distribution.log_prob(site.value.unsqueeze(-2))

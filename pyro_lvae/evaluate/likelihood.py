@@ -60,11 +60,7 @@ def elbo(
 
 def _log_total(sites: Ledger) -> Tensor:
     refuse_global_sites(sites)
-    if points := _points(sites):
-        raise ValueError(
-            f"the guide of {', '.join(map(repr, points))} is a point mass, as that of an autoencoder: there is no "
-            "estimate of p(x) from it; `elbo` gives its objective"
-        )
+    refuse_points(sites)
     return sites.local_log_weight().logsumexp(0)
 
 
@@ -77,6 +73,15 @@ def has_likelihood(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> 
     """Whether the guide has densities to weigh its draws by: that of an autoencoder has points."""
     with evaluating(structure), forked_noise(x.device):
         return not _points(ledger(structure.model, structure.guide, *((x,) if y is None else (x, y))))
+
+
+def refuse_points(sites: Ledger) -> None:
+    """Raise `ValueError` where the guide has no densities to weigh its draws by."""
+    if points := _points(sites):
+        raise ValueError(
+            f"the guide of {', '.join(map(repr, points))} is a point mass, as that of an autoencoder: there is no "
+            "estimate of p(x) from it; `elbo` gives its objective"
+        )
 
 
 def _points(sites: Ledger) -> list[str]:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..nets import evaluation_mode
 
@@ -39,23 +40,50 @@ class Around(nn.Module):
         return self.base.guide(x, y)
 
     def _latents(self) -> dict[str, TorchDistribution]:
-        """{latent: its distribution for two rows of zeros} of the base's guide, in the guide's order."""
-        return self._seen(self.base.guide)
+        """{local latent: its distribution for two rows of zeros} of the base's guide, in the guide's order."""
+        return {name: q for name, (q, _) in self._seen(self.base.guide).items()}
 
-    def _top(self) -> str:
-        """The first latent that the base's model samples."""
-        return next(iter(self._seen(self.base.model)))
+    def _values(self) -> dict[str, Tensor]:
+        """{local latent: a draw for two rows of zeros} of the base's guide."""
+        return {name: value for name, (_, value) in self._seen(self.base.guide).items()}
 
-    def _seen(self, run: Callable) -> dict[str, TorchDistribution]:
-        x, y = torch.zeros(2, self.x_dim), torch.zeros(2, dtype=torch.long) if self.takes_labels else None
-        with (
-            evaluation_mode(self.base),
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            poutine.block(),
-            Seen() as seen,
-        ):
-            run(x, y)
+    def _top(self) -> tuple[str, TorchDistribution]:
+        """The first local latent that the base's model samples, and its prior, which is to be exchanged.
+
+        Raises:
+            ValueError: the guide does not sample it, it is no real vector, or its prior has parameters, which would
+                be left without a use.
+        """
+        values = self._values()
+        name, (prior, value) = next(iter(self._seen(self.base.model, values).items()))
+        what = f"{type(self).__name__} exchanges the prior of the top layer of {type(self.base).__name__}, {name!r}"
+        if name not in values:
+            raise ValueError(f"{what}, and the guide does not sample it")
+        if not is_real_vector(prior):
+            raise ValueError(f"{what}, which is no vector of real numbers: {type(prior).__name__} {prior.support}")
+        if prior.log_prob(value).requires_grad:
+            raise ValueError(
+                f"{what}, which has parameters that would have no use then; take a base with a fixed prior"
+            )
+        return name, prior
+
+    def _seen(self, run: Callable, values: dict[str, Tensor] | None = None) -> dict[str, tuple]:
+        """{local latent: (distribution, value)} of a run on two rows of zeros, with the values given."""
+        like = next(self.base.parameters(), torch.zeros(()))
+        x, y = like.new_zeros(2, self.x_dim), None
+        if self.takes_labels:
+            y = torch.zeros(2, dtype=torch.long, device=like.device)
+        quiet = torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else [])
+        try:
+            with evaluation_mode(self.base), quiet, poutine.block(), Seen(values or {}) as seen:
+                run(x, y)
+        except Exception as error:
+            raise ValueError(
+                f"{type(self).__name__} looks at the layers of {type(self.base).__name__} on two rows of zeros "
+                f"{tuple(x.shape)}{' with labels 0' if self.takes_labels else ''}, and it fails there: {error}"
+            ) from error
+        if not seen.sites:
+            raise ValueError(f"{type(self.base).__name__} has no latent inside the data plate")
         return seen.sites
 
 
@@ -74,16 +102,37 @@ class Exchange(Messenger):
 
 
 class Seen(Messenger):
-    """Remembers the distributions of latent sites, by name and in order.
+    """Remembers the latents inside the data plate, by name and in order; those named take the values given.
 
     Attributes:
-        sites: {name: distribution}.
+        sites: {name: (distribution, value)}, values without gradient.
     """
 
-    def __init__(self):
+    def __init__(self, values: dict[str, Tensor]):
         super().__init__()
-        self.sites: dict[str, TorchDistribution] = {}
+        self.values = values
+        self.sites: dict[str, tuple[TorchDistribution, Tensor]] = {}
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: dict) -> None:
-        if not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin):  # the plate's own is none
-            self.sites[msg["name"]] = msg["fn"]
+        is_local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+        if is_local and not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin):
+            self.sites[msg["name"]] = (msg["fn"], msg["value"].detach())
+
+
+def is_point(fn: TorchDistribution) -> bool:
+    """Whether a distribution is a point mass."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def is_real_vector(fn: TorchDistribution) -> bool:
+    """Whether draws are vectors of real numbers without bounds."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return len(fn.event_shape) == 1 and isinstance(support, type(constraints.real))

@@ -94,10 +94,16 @@ class ConditionalVAE(nn.Module):
         if y is None:
             raise ValueError(f"{type(self).__name__} is conditional on labels y, and none were given; pass y=")
         if y.ndim == 1 and not y.is_floating_point():
-            return F.one_hot(y.long(), self.num_classes).to(x)
-        if y.shape[1:] != (self.num_classes,):
+            try:
+                return F.one_hot(y.long(), self.num_classes).to(x)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"labels run from {y.min()} to {y.max()}; num_classes={self.num_classes} takes 0 to "
+                    f"{self.num_classes - 1}"
+                ) from error
+        if not y.is_floating_point() or y.shape[1:] != (self.num_classes,):
             raise ValueError(
-                f"y is {y.dtype} of shape {tuple(y.shape)}; expected integer labels [B] or conditions "
-                f"[B, {self.num_classes}]; num_classes says how wide"
+                f"y is {y.dtype} of shape {tuple(y.shape)}; expected integer labels [B] or floating-point "
+                f"conditions [B, {self.num_classes}]; num_classes says how wide"
             )
         return y.to(x)

@@ -11,7 +11,8 @@ from pyro.nn import ConditionalAutoRegressiveNN, DenseNN
 from torch import Tensor, nn
 
 from ..nets import MLP
-from .around import Around, Exchange
+from .around import Around, Exchange, is_point, is_real_vector
+from .denoising import DenoisingVAE
 from .vae import VAE
 
 
@@ -63,14 +64,15 @@ class FlowVAE(Around):
         flow: `(z_dim, context_dim, index) -> ConditionalTransformModule` of Pyro: `PlanarFlow`, `IAF`, `SplineFlow`;
             made for every one of the flows of every layer.
         num_flows: K.
-        layers: `"all"` layers, the `"top"` one, or their names.
+        layers: `"all"` layers, the `"top"` one (the first of the model), or their names.
         context_dim: size of h(x), an MLP of two layers.
 
     Draws of `PlanarFlow` have no inverse in closed form, and those of all are scored with what was kept of the noise
     behind them: estimators that need log q at a given draw (`STL`, `DReG`, `RWS`, `TVO`) are refused.
 
     Raises:
-        ValueError: a layer is named that the guide does not have, or is none of real vectors.
+        ValueError: a layer is named that the guide does not have or that is no vector of real numbers, or the base
+            keeps the data from its guide.
 
     >>> list(FlowVAE(9, num_flows=2).flows)
     ['z1']
@@ -88,12 +90,27 @@ class FlowVAE(Around):
     ):
         super().__init__(x_dim, base)
         latents = self._latents()
-        names = {"all": list(latents), "top": [self._top()]}.get(layers) if isinstance(layers, str) else list(layers)
+        if isinstance(layers, str):
+            of_model = [name for name in self._seen(self.base.model, self._values()) if name in latents]
+            names = {"all": list(latents), "top": of_model[:1]}.get(layers)
+        else:
+            names = list(layers)
         if names is None or not set(names) <= set(latents) or not names:
             raise ValueError(f"layers is {layers!r}; expected 'all', 'top' or some of {list(latents)}")
         for name in names:
-            if latents[name].support.event_dim != 1 or len(latents[name].event_shape) != 1:
-                raise ValueError(f"site {name!r} has event shape {tuple(latents[name].event_shape)}; flows need [z]")
+            q = latents[name]
+            if is_point(q) or not is_real_vector(q):
+                raise ValueError(
+                    f"site {name!r} is {type(q).__name__} {tuple(q.event_shape)} in the guide; flows transform "
+                    "densities over vectors of real numbers without bounds"
+                )
+        if num_flows < 1:
+            raise ValueError(f"num_flows is {num_flows}; at least 1 is needed")
+        if any(isinstance(module, DenoisingVAE) for module in self.base.modules()):
+            raise ValueError(
+                "the flows would see the data that DenoisingVAE keeps from the guide; put it around them: "
+                "DenoisingVAE(x_dim, partial(FlowVAE, ...))"
+            )
         self.context = MLP(x_dim, context_dim, 2, batch_norm=False)
         self.flows = nn.ModuleDict(
             {

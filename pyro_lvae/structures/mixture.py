@@ -24,6 +24,9 @@ class MixturePrior(Around):
         num_components: C.
         spread: standard deviation of the means mu_c at first.
 
+    Raises:
+        ValueError: the top layer is no vector of real numbers, or has a learned prior already.
+
     Attributes:
         prior: the mixture; `prior()` is p(z_L).
         top: the name of the layer that has it, the first that the model samples.
@@ -36,11 +39,8 @@ class MixturePrior(Around):
         self, x_dim: int, base: Callable[[int], nn.Module] = VAE, num_components: int = 10, *, spread: float = 1.0
     ):
         super().__init__(x_dim, base)
-        self.top = self._top()
-        shape = self._latents()[self.top].event_shape
-        if len(shape) != 1:
-            raise ValueError(f"site {self.top!r} has event shape {tuple(shape)}; a mixture needs a layer [z]")
-        self.prior = GaussianMixture(shape[0], num_components, spread=spread)
+        self.top, replaced = self._top()
+        self.prior = GaussianMixture(replaced.event_shape[0], num_components, spread=spread)
 
     def model(self, x: Tensor, y: Tensor | None = None):
         """p(x, z) with the mixture in place of the base's p(z_L)."""

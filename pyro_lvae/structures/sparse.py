@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from torch.nn import functional as F
 
-from ..conditionals import Normal
+from ..conditionals import Normal, mixture
 from ..nets import linear
 from .hierarchy import GaussianHierarchy
 
@@ -24,7 +24,13 @@ class _Beta(dist.Beta):
 
 
 class _LogitRelaxedBernoulli(LogitRelaxedBernoulli, dist.torch_distribution.TorchDistributionMixin):
-    has_rsample = True  # torch's has the method, and does not say so
+    has_rsample = True
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008, as torch has it
+        """By the logits; torch goes through probabilities, which float32 cannot tell from 1 from logits of 16 on."""
+        u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+        u = u.clamp(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps)
+        return (self.logits + u.log() - torch.log1p(-u)) / self.temperature
 
 
 class BetaCode(nn.Module):
@@ -84,7 +90,7 @@ class TwoGaussiansCode(nn.Module):
     def prior(self) -> dist.TorchDistribution:
         ends = torch.zeros_like(self.probs)
         ends[:, 1] = 1
-        return dist.MixtureSameFamily(dist.Categorical(self.probs), dist.Normal(ends, self.scale)).to_event(1)
+        return mixture(self.probs.log(), dist.Normal(ends, self.scale)).to_event(1)
 
     def decoded(self, z: Tensor) -> Tensor:
         return z
@@ -145,7 +151,7 @@ class SparseVAE(GaussianHierarchy):
 
         p(z_1), q(z_1|x) as `code` has them,  p(x|z_1) = likelihood(MLP(decoded(z_1)))
 
-    (Section 4 of Maddison et al. 2017 for the relaxed Bernoulli.) `codes(x)` truncates q(z_1|x) to bits and `decode`
+    (Maddison et al. 2017 for the relaxed Bernoulli.) `codes(x)` truncates q(z_1|x) to bits and `decode`
     turns bits into p(x|bits); `rate_distortion` measures both.
 
     Args:

@@ -54,6 +54,8 @@ class VaDE(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ):
         super().__init__()
+        if min(z_dim, *hidden_dims, z_dim) < 1:
+            raise ValueError(f"z_dim is {z_dim} and hidden_dims {tuple(hidden_dims)}; sizes must be at least 1")
         options = dict(batch_norm=batch_norm, activation=activation)
         self.encoder = MLP(x_dim, tuple(hidden_dims), **options)
         self.posterior = Normal(self.encoder.out_dim, z_dim)
@@ -81,11 +83,11 @@ class VaDE(nn.Module):
         """
         given = {"probabilities": probabilities, "means": means, "variances": variances}
         own = (self.prior.logits, self.prior.loc, self.prior.log_variance)
-        for (name, value), parameter in zip(given.items(), own, strict=True):
-            value = torch.as_tensor(value)
-            if value.shape != parameter.shape or (name != "means" and not (value > 0).all()):
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}"
-                    + ("" if name == "means" else ", all above 0")
-                )
+        values = [torch.as_tensor(value) for value in given.values()]
+        for name, value, parameter in zip(given, values, own, strict=True):
+            if value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}")
+            if name != "means" and not (value > 0).all():
+                raise ValueError(f"{name} go down to {value.min():g}; they must be positive")
+        for name, value, parameter in zip(given, values, own, strict=True):
             parameter.copy_(value if name == "means" else value.log())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..conditionals import mixture
 from ..nets import evaluation_mode
-from .around import Around, Exchange
+from .around import Around, Exchange, is_point
 from .vae import VAE
 
 
@@ -21,9 +21,11 @@ class VampPrior(Around):
 
         p(z_L) = 1/C sum_c q(z_L|u_c)
 
-    (Eq. 9 there.) The pseudo-inputs u_c are parameters, kept within `bounds`. They pass the guide in evaluation mode,
-    so that batch norm treats them as it will after training. In a bottom-up guide of several layers, q(z_L|u_c) is no
-    density that could be written down, and it is refused.
+    (Eq. 9 there.) The pseudo-inputs u_c are learned. They pass the guide in evaluation mode, so that batch norm treats
+    them as it will after training. In a bottom-up guide of several layers, q(z_L|u_c) is no density that could be
+    written down, and it is refused. Deviation: within bounds u = low + (high - low) sigmoid(v), where the paper clamps
+    u, and its gradient is lost at the bounds. With flows around (`FlowVAE(x_dim, partial(VampPrior, ...))`) the mixture
+    is of the distributions before the flows.
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -33,10 +35,10 @@ class VampPrior(Around):
         bounds: least and largest value of a pseudo-input's entries; `None` for data without bounds.
 
     Raises:
-        ValueError: the guide samples another layer first or has flows, or the structure is conditional on labels.
+        ValueError: the guide samples another layer first, has flows or points, or the structure takes labels.
 
-    >>> VampPrior(9, num_pseudo_inputs=5).top
-    'z1'
+    >>> VampPrior(9, num_pseudo_inputs=5).pseudo_inputs.shape
+    torch.Size([5, 9])
     """
 
     def __init__(
@@ -54,20 +56,32 @@ class VampPrior(Around):
             raise ValueError(f"num_pseudo_inputs is {num_pseudo_inputs}; the mixture has at least 1 component")
         if self.takes_labels:
             raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
-        self.top = self._top()
         first, q = next(iter(self._latents().items()))
-        if first != self.top:
-            raise ValueError(
-                f"the guide of {type(self.base).__name__} samples {first!r} first and the top, {self.top!r}, later: "
-                "q(top|u) has no density; use a top-down guide (LadderVAE) or one layer"
-            )
+        name = type(self.base).__name__
         if isinstance(q, TransformedDistribution):
             raise ValueError(
-                f"the guide of {type(self.base).__name__} has flows at {first!r}, whose density is known at their own "
-                "draws alone; put the flows around: FlowVAE(x_dim, partial(VampPrior, base=...))"
+                f"the guide of {name} has flows at {first!r}, whose density is known at their own draws alone; put the "
+                "flows around: FlowVAE(x_dim, partial(VampPrior, base=...))"
+            )
+        if is_point(q):
+            raise ValueError(f"the guide of {name} is a point mass at {first!r}, and a mixture of them has no density")
+        self.top, _ = self._top()
+        if first != self.top:
+            raise ValueError(
+                f"the guide of {name} samples {first!r} first and the top, {self.top!r}, later: q(top|u) has no "
+                "density; use a top-down guide (LadderVAE) or one layer"
             )
         self.bounds = bounds
-        self.pseudo_inputs = nn.Parameter(mean + std * torch.randn(num_pseudo_inputs, x_dim))
+        self.raw = nn.Parameter(torch.empty(num_pseudo_inputs, x_dim))
+        self._put(mean + std * torch.randn(num_pseudo_inputs, x_dim))
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """u_c, `[C, D]`."""
+        if self.bounds is None:
+            return self.raw
+        low, high = self.bounds
+        return low + (high - low) * self.raw.sigmoid()
 
     def model(self, x: Tensor, y: Tensor | None = None):
         """p(x, z) with the mixture in place of the base's p(z_L)."""
@@ -77,7 +91,7 @@ class VampPrior(Around):
 
     def prior(self) -> TorchDistribution:
         """p(z_L), of batch shape `[]`."""
-        u = self.pseudo_inputs if self.bounds is None else self.pseudo_inputs.clamp(*self.bounds)
+        u = self.pseudo_inputs
         try:
             with evaluation_mode(self.base), poutine.block(), _Until(self.top):
                 self.base.guide(u)
@@ -87,9 +101,28 @@ class VampPrior(Around):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Set the pseudo-inputs to rows of `x` `[N, D]`, at random; to repeated rows where N < C."""
-        rows = torch.randperm(max(len(x), len(self.pseudo_inputs)))[: len(self.pseudo_inputs)] % len(x)
-        self.pseudo_inputs.copy_(x[rows])
+        """Set the pseudo-inputs to rows of `x` `[N, D]`, at random; to repeated rows where N < C.
+
+        With bounds, entries stay a hundredth of the range away from them, where the sigmoid still has a slope.
+
+        Raises:
+            ValueError: `x` has another width, or values outside the bounds.
+        """
+        if x.ndim != 2 or x.shape[1] != self.x_dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected rows [N, {self.x_dim}]")
+        if self.bounds is not None and not self.bounds[0] <= x.min() <= x.max() <= self.bounds[1]:
+            raise ValueError(
+                f"x runs from {x.min():g} to {x.max():g}, beyond bounds={self.bounds}; give others, or None"
+            )
+        count = len(self.raw)
+        self._put(x[torch.randperm(max(len(x), count), device=x.device)[:count] % len(x)])
+
+    @torch.no_grad()
+    def _put(self, u: Tensor) -> None:
+        if self.bounds is not None:
+            low, high = self.bounds
+            u = ((u - low) / (high - low)).clamp(0.01, 0.99).logit()
+        self.raw.copy_(u)
 
 
 class _Reached(Exception):
