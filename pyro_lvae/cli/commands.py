@@ -17,6 +17,9 @@ from ..evaluate import sample_prior
 from ..objectives import ESTIMATORS
 from ..results import Summary
 from ..structures import STRUCTURES
+from ..structures.denoising import CORRUPTIONS
+from ..structures.flows import FLOWS
+from ..structures.sparse import CODES
 from ..words import BagOfWords
 from .training import open_run, print_summary
 
@@ -97,6 +100,12 @@ def list_() -> None:
     for title, lines in (
         ("structures  (--structure)", _first_lines({s.__name__: s for s in STRUCTURES})),
         ("estimators  (--estimator)", {e.__name__: line for e, line in ESTIMATORS.items()}),
+        ("flows  (--structure.flow of FlowVAE)", _first_lines({c.__name__: c for c in FLOWS})),
+        ("codes  (--structure.code of SparseVAE)", _first_lines({c.__name__: c for c in CODES})),
+        (
+            "corruptions  (--structure.corruption of DenoisingVAE)",
+            _first_lines({f"{f.__module__}.{f.__name__}": f for f in CORRUPTIONS}),
+        ),
         ("likelihoods  (--structure.likelihood)", _first_lines({c.__name__: c for c in LIKELIHOODS})),
         ("priors of weights  (--bayesian.prior)", _first_lines({c.__name__: c for c in PRIORS})),
         ("posteriors of weights  (--bayesian.posterior)", _first_lines({c.__name__: c for c in POSTERIORS})),

@@ -10,6 +10,9 @@ from ..bayes import POSTERIORS, PRIORS
 from ..data import DATASETS
 from ..objectives import ESTIMATORS
 from ..structures import STRUCTURES
+from ..structures.denoising import CORRUPTIONS
+from ..structures.flows import FLOWS
+from ..structures.sparse import CODES
 
 KNOWN = {
     "structure": [cls.__name__ for cls in STRUCTURES],
@@ -17,6 +20,10 @@ KNOWN = {
     "data": list(DATASETS),
     "bayesian.prior": [cls.__name__ for cls in PRIORS],
     "bayesian.posterior": [cls.__name__ for cls in POSTERIORS],
+    "structure.base": [cls.__name__ for cls in STRUCTURES],
+    "structure.flow": [cls.__name__ for cls in FLOWS],
+    "structure.code": [cls.__name__ for cls in CODES],
+    "structure.corruption": [f"{f.__module__}.{f.__name__}" for f in CORRUPTIONS],
 }
 
 
@@ -40,8 +47,12 @@ def _in_a_sentence(message: str) -> str:
     made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
     if made:
         return f"--{option} {made[1]}: {made[2]}"
+    if inner := re.search(r'Parser key "([\w.]+)":(?:(?!Parser key).)*Expected a dot import path string', reason):
+        option = f"{option}.{inner[1]}"
     if name and option in KNOWN:
         return f"there is no {option} {name[1]!r}; known are {', '.join(KNOWN[option])}, or a path my_module.MyClass"
+    if name and inner:
+        return f"--{option}: there is no {name[1]!r}; give the path of a class or function, my_module.name"
     if choice := re.match(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", reason):
         return f"--{option} is {choice[2]!r}; expected one of {choice[1]}"
     if pair := re.search(r"Expected '(\S+)' to be a subclass of AnyStructure", reason):

@@ -17,10 +17,10 @@ from .vae import VAE
 from .vamp import VampPrior
 
 STRUCTURES = (
-    AE,
     VAE,
     HierarchicalVAE,
     LadderVAE,
+    AE,
     BetaVAE,
     ConditionalVAE,
     VaDE,

@@ -30,6 +30,9 @@ def gaussian(x: Tensor, level: Tensor) -> Tensor:
     return x + level * torch.randn_like(x)
 
 
+CORRUPTIONS = (salt_and_pepper, masking, gaussian)
+
+
 class DenoisingVAE(Around):
     r"""Any structure whose guide sees x~ ~ p(x~|x) in place of x while training (Im et al. 2017).
 

@@ -41,6 +41,9 @@ class SplineFlow(T.ConditionalSplineAutoregressive):
         super().__init__(z_dim, net, count_bins=8, bound=5.0, order="linear")
 
 
+FLOWS = (PlanarFlow, IAF, SplineFlow)
+
+
 def _masked(z_dim: int, context_dim: int, index: int, param_dims: list[int]) -> nn.Module:
     order = torch.arange(z_dim) if index % 2 == 0 else torch.arange(z_dim).flip(0)
     hidden = [max(2 * z_dim, 32)] * 2

@@ -146,6 +146,9 @@ class RelaxedBernoulliCode(nn.Module):
         return q.base_dist.logits > 0
 
 
+CODES = (BetaCode, TwoGaussiansCode, RelaxedBernoulliCode)
+
+
 class SparseVAE(GaussianHierarchy):
     r"""One latent layer, with a prior that makes its units sparse or nearly binary.
 
