@@ -4,10 +4,10 @@
     python examples/topics.py --smoke            # seconds, on documents with three planted topics
 
 Each model has the data set of its paper: 2,000 words for NVDM, 1,995 lemmata for ProdLDA. A twentieth of the training
-documents is held out; of NVDM the epoch with the lowest perplexity on them is kept. The test documents are read at the
-end. Deviations from NVDM's paper, which improve the held-out perplexity: the encoder gets log(1 + x) and has batch norm
-and dropout, the KL weight is warmed up, and encoder and decoder are trained together. ProdLDA is trained as in its
-authors' published code, and its topics are read off after batch norm.
+documents is held out; of NVDM the epoch with the lowest perplexity on them is kept. Deviations from NVDM's paper, which
+improve the held-out perplexity: the encoder gets log(1 + x) and has batch norm and dropout, the KL weight is warmed up,
+and encoder and decoder are trained together. ProdLDA is trained as in its authors' published code, and its topics are
+read off after batch norm.
 
 Perplexity is exp(-1/D sum_d ELBO_d / N_d). NPMI counts words together in a document; the ProdLDA paper counts them in
 windows of 20 words, which bags of words have lost, so its figure is another one. Finished rows are kept under --out,
