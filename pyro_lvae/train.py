@@ -198,6 +198,9 @@ def _first_sites(structure: nn.Module, data: Dataset, supervised: bool) -> Ledge
     x, y = data.train_rows(4)
     args = (x, y) if supervised else (x,)
     check(structure, *args)
+    if supervised and y.ndim == 1:  # the least and the largest label, wherever they are
+        labels = torch.cat([data.y_train, data.y_test])
+        check(structure, x[:1].expand(2, -1), torch.stack([labels.min(), labels.max()]))
     with evaluating(structure), fixed_noise(x.device):
         return ledger(structure.model, structure.guide, *args)
 
