@@ -96,17 +96,21 @@ def _bayesian(make):
 STRUCTURES |= {f"{name}-bayesian": partial(_bayesian, make) for name, make in STRUCTURES.items() if name.isidentifier()}
 
 
-# By default these three meet every estimator, the others these few; the rest of the matrix is `slow`.
+# By default CORE meets every estimator, the other structures under their own name these FEW, and options of one, or
+# posteriors over its weights, none but where they are those of CORE; the rest of the matrix is `slow`.
 CORE = {"VAE", "HierarchicalVAE", "LadderVAE"}
 FEW = {"Trace_ELBO-particles", "AnalyticELBO", "IWAE", "STL", "RWS"}
+QUICK = {name for name in STRUCTURES if name.isidentifier()} | {f"{name}-bayesian" for name in CORE}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         names = getattr(getattr(item, "callspec", None), "params", {})
-        estimator = names.get("estimator")
-        if names.get("structure", "VAE") not in CORE and isinstance(estimator, str) and estimator not in FEW:
+        structure, estimator = names.get("structure", "VAE"), names.get("estimator")
+        is_few = structure in QUICK and not (isinstance(estimator, str) and estimator not in FEW)
+        is_basic = estimator is None and item.path.name == "test_structures.py"
+        if structure not in CORE and not (is_few or is_basic):
             item.add_marker(pytest.mark.slow)
 
 

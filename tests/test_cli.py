@@ -244,7 +244,9 @@ FAMILY = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(
+    "name", [n if n in ("AE", "FlowVAE", "DenoisingVAE") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY]
+)
 def test_the_family_goes_all_the_way(name, tmp_path, capsys):
     small = ["--epochs", "2", "--beta.length", "2", "--num_samples", "5", "--num_images", "20"]
     main(["train", "--structure", *FAMILY[name], *small, "--tensorboard", "false", "--out", "run"])

@@ -158,7 +158,7 @@ def test_linear_structures_with_mixture_priors_have_a_known_likelihood(name):
     assert within(log_w.logsumexp(0) - math.log(40_000), _marginal(structure.prior(), likelihood, x), log_w)
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", ["VaDE", *(pytest.param(n, marks=pytest.mark.slow) for n in MIXTURES if n != "VaDE")])
 def test_annealing_takes_mixture_priors(name):
     """AIS with 60 temperatures and 32 chains, whose error here is far below 0.3 nats a datum."""
     structure = MIXTURES[name]().double().eval()
