@@ -38,8 +38,8 @@ class VaDE(nn.Module):
     Attributes:
         prior: the mixture; `prior()` is p(z_1).
 
-    >>> VaDE(9, num_clusters=4, z_dim=2, hidden_dims=(8,)).prior().mixture_distribution.probs
-    tensor([0.2500, 0.2500, 0.2500, 0.2500], grad_fn=<ExpandBackward0>)
+    >>> VaDE(9, num_clusters=4, z_dim=2, hidden_dims=(8,)).prior().component_distribution.mean.shape
+    torch.Size([4, 2])
     """
 
     def __init__(
