@@ -106,7 +106,10 @@ def list_() -> None:
             "corruptions  (--structure.corruption of DenoisingVAE)",
             _first_lines({f"{f.__module__}.{f.__name__}": f for f in CORRUPTIONS}),
         ),
-        ("likelihoods  (--structure.likelihood)", _first_lines({c.__name__: c for c in LIKELIHOODS})),
+        (
+            "likelihoods  (--structure.likelihood)",
+            _first_lines({f"{c.__module__}.{c.__name__}": c for c in LIKELIHOODS}),
+        ),
         ("priors of weights  (--bayesian.prior)", _first_lines({c.__name__: c for c in PRIORS})),
         ("posteriors of weights  (--bayesian.posterior)", _first_lines({c.__name__: c for c in POSTERIORS})),
         ("data sets  (--data)", _first_lines(DATASETS)),
