@@ -115,6 +115,13 @@ class Point(nn.Module):
         return dist.Delta(self.point(h)).to_event(1)
 
 
+def is_point(fn: dist.TorchDistribution) -> bool:
+    """Whether a distribution is a point mass."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
 class GaussianMixture(nn.Module):
     r"""A mixture without inputs, the prior of a latent layer: () -> sum_c pi_c N(mu_c, diag(sigma^2_c)).
 

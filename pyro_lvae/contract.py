@@ -39,9 +39,9 @@ def check(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
         raise ContractError(structure, broken)
 
 
-def takes_labels(structure: nn.Module) -> bool:
-    """Whether a structure says that it is conditional on labels (`takes_labels = True`)."""
-    return bool(getattr(structure, "takes_labels", False))
+def takes_labels(structure: nn.Module, asked: bool | None = None) -> bool:
+    """Whether labels are passed: as asked for, or as the structure says (`takes_labels = True`)."""
+    return bool(getattr(structure, "takes_labels", False)) if asked is None else asked
 
 
 def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:

@@ -221,7 +221,7 @@ def draw(
 ) -> dict[str, Figure]:
     """Every picture that suits the structure and the data: {name: figure}."""
     x, labels = data.test_rows(MAX_POINTS)
-    y = labels if (takes_labels(structure) if supervised is None else supervised) else None
+    y = labels if takes_labels(structure, supervised) else None
     figures = {"elbo": elbo_curves(history), "kl_per_layer": kl_curves(history)} if history else {}
     activity = posterior_activity(structure, x, num_samples=20, y=y)
     classes = None if labels is None or labels.ndim > 1 else labels  # several factors have no one colour

@@ -104,7 +104,7 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
     """
     out, together = None if out is None else Path(out), processes()
-    supervised = takes_labels(structure) if supervised is None else supervised
+    supervised = takes_labels(structure, supervised)
     _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised)
     if together.is_first:
         _check_folder(out, resume, overwrite)

@@ -47,11 +47,9 @@ def _in_a_sentence(message: str) -> str:
     made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
     if made:
         return f"--{option} {made[1]}: {made[2]}"
-    if inner := re.search(r'Parser key "([\w.]+)":(?:(?!Parser key).)*Expected a dot import path string', reason):
-        option = f"{option}.{inner[1]}"
     if name and option in KNOWN:
         return f"there is no {option} {name[1]!r}; known are {', '.join(KNOWN[option])}, or a path my_module.MyClass"
-    if name and inner:
+    if name and option != key[1]:
         return f"--{option}: there is no {name[1]!r}; give the path of a class or function, my_module.name"
     if choice := re.match(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", reason):
         return f"--{option} is {choice[2]!r}; expected one of {choice[1]}"
@@ -62,5 +60,10 @@ def _in_a_sentence(message: str) -> str:
 
 def _innermost(option: str, reason: str) -> tuple[str, str]:
     """The option of a class within an option that is at fault, and why, out of a list of types."""
-    *_, last = [None, *re.finditer(r'Errors: .*?Parser key "([^"]+)": ', reason)]
-    return (option, reason) if last is None else (f"{option}.{last[1]}", reason[last.end() :])
+    for pattern in (
+        r'Errors: .*?Parser key "([^"]+)": ',
+        r'Parser key "([\w.]+)":(?=(?:(?!Parser key).)*Expected a dot import)',
+    ):
+        if found := list(re.finditer(pattern, reason)):
+            option, reason = f"{option}.{found[-1][1]}", reason[found[-1].end() :]
+    return option, reason

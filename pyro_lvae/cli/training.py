@@ -99,7 +99,7 @@ def train(
     dataset = load(data, root, binarize=binarize).to(auto_device(device))
     torch.manual_seed(seed)
     module = _build(structure, bayesian, dataset)
-    supervised = takes_labels(module) if supervised is None else supervised
+    supervised = takes_labels(module, supervised)
     name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None
@@ -165,7 +165,7 @@ def open_run(folder: str, device: str | None) -> Run:
     options = parser.instantiate(parser.parse_path(path))
     data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
     structure = _build(options.structure, options.bayesian, data)
-    supervised = takes_labels(structure) if options.supervised is None else options.supervised
+    supervised = takes_labels(structure, options.supervised)
     return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], supervised).load()
 
 

@@ -89,8 +89,10 @@ def check_annealable(structure: nn.Module, x: Tensor, y: Tensor | None = None, *
 def _check_densities(sites: Ledger) -> None:
     """Raise `ValueError` where log q is known at the guide's own draws alone, as after planar flows."""
     for name, site in sites.latents.items():
+        if site.q is None:
+            continue
         try:
-            site.q is None or site.q.log_prob(site.value.clone())
+            site.q.log_prob(site.value.clone())  # a clone, of which no flow remembers the noise
         except KeyError as error:
             raise ValueError(
                 f"site {name!r}: the flows of its guide have no inverse, so that its density is known at their own "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,4 +65,4 @@ def rate_distortion(structure: nn.Module, x: Tensor, *, batch_size: int = 1000) 
 
 def _entropy(p: Tensor) -> Tensor:
     """Of Bernoulli(p), in bits."""
-    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0, dtype=p.dtype))
+    return (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)

@@ -6,9 +6,9 @@ import math
 from typing import Literal
 
 import torch
-from pyro.distributions import Delta
 from torch import Tensor, nn
 
+from ..conditionals import is_point
 from ..traces import Ledger, evaluating, forked_noise, ledger
 from .chunks import MEMORY, check_rows, chunked
 
@@ -85,13 +85,7 @@ def refuse_points(sites: Ledger) -> None:
 
 
 def _points(sites: Ledger) -> list[str]:
-    return [n for n, s in sites.latents.items() if s.is_local and s.q is not None and _is_point(s.q)]
-
-
-def _is_point(q) -> bool:
-    while hasattr(q, "base_dist"):
-        q = q.base_dist
-    return isinstance(q, Delta)
+    return [n for n, s in sites.latents.items() if s.is_local and s.q is not None and is_point(s.q)]
 
 
 def refuse_global_sites(sites: Ledger) -> None:

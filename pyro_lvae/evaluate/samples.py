@@ -25,10 +25,12 @@ def sample_prior(structure: nn.Module, num_samples: int, like: Tensor, *, y: Ten
     """
     like, _ = check_rows(structure, like)
     x, y = check_rows(structure, like[:1].expand(num_samples, -1), y)
-    if not can_generate(structure, like, y):
-        raise ValueError(f"{type(structure).__name__} has no prior to draw from; `reconstruct` decodes codes of data")
     with evaluating(structure):
-        return generate(structure, x, {}, y)["x"][0].mean
+        try:
+            return generate(structure, x, {}, y)["x"][0].mean
+        except NotImplementedError as error:
+            name = type(structure).__name__
+            raise ValueError(f"{name} has no prior to draw from; `reconstruct` decodes codes of data") from error
 
 
 def can_generate(structure: nn.Module, like: Tensor, y: Tensor | None = None) -> bool:

@@ -44,7 +44,7 @@ def summarize(
         num_draws: draws of the weights, where they have a posterior.
         processes: that share the rows of the bounds and log-likelihoods; all must call this alike.
     """
-    supervised = takes_labels(structure) if supervised is None else supervised
+    supervised = takes_labels(structure, supervised)
     x, y = data.test_rows(len(data.x_test))
     x_train, y_train = data.train_rows(len(x))
     y, y_train = (y, y_train) if supervised else (None, None)

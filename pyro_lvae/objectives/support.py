@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
+from ..conditionals import is_point
 from ..traces import Ledger
 
 # Pyro's estimators that cannot train a structure whose parameters are ordinary `nn.Parameter`s, and what can.
@@ -76,7 +77,7 @@ def check_densities(name: str, sites: Ledger, *, at_fixed_draws: bool) -> None:
 
 def check_scores(name: str, sites: Ledger) -> None:
     """Raise `ValueError` where the guide has a point mass, of which weighted samples say nothing."""
-    points = [n for n, s in sites.latents.items() if s.is_local and "Delta" in _class_names(s.q)]
+    points = [n for n, s in sites.latents.items() if s.is_local and s.q is not None and is_point(s.q)]
     if points:
         raise ValueError(
             f"{name} trains the guide by its log-density at the draws, and {names(points)} is a point mass; use "
@@ -94,7 +95,7 @@ def check_analytic(name: str, sites: Ledger, *, instead: str) -> None:
             f"use {instead}"
         )
     check_same_order(name, sites, "would not be a bound", instead=instead)
-    deltas = [n for n, s in sites.latents.items() if "Delta" in _class_names(s.q)]
+    deltas = [n for n, s in sites.latents.items() if s.q is not None and is_point(s.q)]
     if deltas:
         raise ValueError(
             f"{name} drops the log-density of a Delta, and {names(deltas)} has one in the guide; use {instead}"
@@ -130,11 +131,3 @@ def _caches(fn) -> bool:
             return True
         fn = getattr(fn, "base_dist", None)
     return False
-
-
-def _class_names(fn) -> set[str]:
-    found = set()
-    while fn is not None:
-        found.add(type(fn).__name__)
-        fn = getattr(fn, "base_dist", None)
-    return found

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -39,25 +39,24 @@ class Around(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None):
         return self.base.guide(x, y)
 
-    def _latents(self) -> dict[str, TorchDistribution]:
-        """{local latent: its distribution for two rows of zeros} of the base's guide, in the guide's order."""
-        return {name: q for name, (q, _) in self._seen(self.base.guide).items()}
+    def _in_guide(self) -> dict[str, tuple[TorchDistribution, Tensor]]:
+        """{local latent: (distribution, draw) for two rows of zeros} of the base's guide, in its order."""
+        return self._seen(self.base.guide)
 
-    def _values(self) -> dict[str, Tensor]:
-        """{local latent: a draw for two rows of zeros} of the base's guide."""
-        return {name: value for name, (_, value) in self._seen(self.base.guide).items()}
+    def _in_model(self, in_guide: dict[str, tuple[TorchDistribution, Tensor]]) -> dict[str, tuple]:
+        """The same of the base's model, at the draws of the guide."""
+        return self._seen(self.base.model, {name: value for name, (_, value) in in_guide.items()})
 
-    def _top(self) -> tuple[str, TorchDistribution]:
+    def _top(self, in_guide: dict[str, tuple[TorchDistribution, Tensor]]) -> tuple[str, TorchDistribution]:
         """The first local latent that the base's model samples, and its prior, which is to be exchanged.
 
         Raises:
             ValueError: the guide does not sample it, it is no real vector, or its prior has parameters, which would
                 be left without a use.
         """
-        values = self._values()
-        name, (prior, value) = next(iter(self._seen(self.base.model, values).items()))
+        name, (prior, value) = next(iter(self._in_model(in_guide).items()))
         what = f"{type(self).__name__} exchanges the prior of the top layer of {type(self.base).__name__}, {name!r}"
-        if name not in values:
+        if name not in in_guide:
             raise ValueError(f"{what}, and the guide does not sample it")
         if not is_real_vector(prior):
             raise ValueError(f"{what}, which is no vector of real numbers: {type(prior).__name__} {prior.support}")
@@ -121,13 +120,6 @@ class Seen(Messenger):
         is_local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
         if is_local and not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin):
             self.sites[msg["name"]] = (msg["fn"], msg["value"].detach())
-
-
-def is_point(fn: TorchDistribution) -> bool:
-    """Whether a distribution is a point mass."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
 
 
 def is_real_vector(fn: TorchDistribution) -> bool:

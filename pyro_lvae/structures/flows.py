@@ -10,8 +10,9 @@ import torch
 from pyro.nn import ConditionalAutoRegressiveNN, DenseNN
 from torch import Tensor, nn
 
+from ..conditionals import is_point
 from ..nets import MLP
-from .around import Around, Exchange, is_point, is_real_vector
+from .around import Around, Exchange, is_real_vector
 from .denoising import DenoisingVAE
 from .vae import VAE
 
@@ -92,21 +93,6 @@ class FlowVAE(Around):
         context_dim: int = 32,
     ):
         super().__init__(x_dim, base)
-        latents = self._latents()
-        if isinstance(layers, str):
-            of_model = [name for name in self._seen(self.base.model, self._values()) if name in latents]
-            names = {"all": list(latents), "top": of_model[:1]}.get(layers)
-        else:
-            names = list(layers)
-        if names is None or not set(names) <= set(latents) or not names:
-            raise ValueError(f"layers is {layers!r}; expected 'all', 'top' or some of {list(latents)}")
-        for name in names:
-            q = latents[name]
-            if is_point(q) or not is_real_vector(q):
-                raise ValueError(
-                    f"site {name!r} is {type(q).__name__} {tuple(q.event_shape)} in the guide; flows transform "
-                    "densities over vectors of real numbers without bounds"
-                )
         if num_flows < 1:
             raise ValueError(f"num_flows is {num_flows}; at least 1 is needed")
         if any(isinstance(module, DenoisingVAE) for module in self.base.modules()):
@@ -114,12 +100,10 @@ class FlowVAE(Around):
                 "the flows would see the data that DenoisingVAE keeps from the guide; put it around them: "
                 "DenoisingVAE(x_dim, partial(FlowVAE, ...))"
             )
+        sizes = self._sizes(layers)
         self.context = MLP(x_dim, context_dim, 2, batch_norm=False)
         self.flows = nn.ModuleDict(
-            {
-                name: nn.ModuleList(flow(latents[name].event_shape[0], context_dim, i) for i in range(num_flows))
-                for name in names
-            }
+            {name: nn.ModuleList(flow(size, context_dim, i) for i in range(num_flows)) for name, size in sizes.items()}
         )
 
     def guide(self, x: Tensor, y: Tensor | None = None):
@@ -127,6 +111,23 @@ class FlowVAE(Around):
         h = self.context(x)
         with Exchange({name: self._flown(flows, h) for name, flows in self.flows.items()}):
             return self.base.guide(x, y)
+
+    def _sizes(self, layers: str | Sequence[str]) -> dict[str, int]:
+        """{name: size} of the layers asked for."""
+        in_guide = self._in_guide()
+        of_model = [name for name in self._in_model(in_guide) if name in in_guide]
+        groups = {"all": list(in_guide), "top": of_model[:1]}
+        names = groups.get(layers) if isinstance(layers, str) else list(layers)
+        if not names or not set(names) <= set(in_guide):
+            raise ValueError(f"layers is {layers!r}; expected 'all', 'top' or some of {list(in_guide)}")
+        for name in names:
+            q, _ = in_guide[name]
+            if is_point(q) or not is_real_vector(q):
+                raise ValueError(
+                    f"site {name!r} is {type(q).__name__} {tuple(q.event_shape)} in the guide; flows transform "
+                    "densities over vectors of real numbers without bounds"
+                )
+        return {name: in_guide[name][0].event_shape[0] for name in names}
 
     def _flown(self, flows: nn.ModuleList, h: Tensor) -> Callable[[dist.TorchDistribution], dist.TorchDistribution]:
         return lambda q: dist.TransformedDistribution(q, [flow.condition(h) for flow in flows])

@@ -39,7 +39,7 @@ class MixturePrior(Around):
         self, x_dim: int, base: Callable[[int], nn.Module] = VAE, num_components: int = 10, *, spread: float = 1.0
     ):
         super().__init__(x_dim, base)
-        self.top, replaced = self._top()
+        self.top, replaced = self._top(self._in_guide())
         self.prior = GaussianMixture(replaced.event_shape[0], num_components, spread=spread)
 
     def model(self, x: Tensor, y: Tensor | None = None):

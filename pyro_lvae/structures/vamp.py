@@ -10,9 +10,9 @@ from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ..conditionals import mixture
+from ..conditionals import is_point, mixture
 from ..nets import evaluation_mode
-from .around import Around, Exchange, is_point
+from .around import Around, Exchange
 from .vae import VAE
 
 
@@ -56,7 +56,8 @@ class VampPrior(Around):
             raise ValueError(f"num_pseudo_inputs is {num_pseudo_inputs}; the mixture has at least 1 component")
         if self.takes_labels:
             raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
-        first, q = next(iter(self._latents().items()))
+        in_guide = self._in_guide()
+        first, (q, _) = next(iter(in_guide.items()))
         name = type(self.base).__name__
         if isinstance(q, TransformedDistribution):
             raise ValueError(
@@ -65,7 +66,7 @@ class VampPrior(Around):
             )
         if is_point(q):
             raise ValueError(f"the guide of {name} is a point mass at {first!r}, and a mixture of them has no density")
-        self.top, _ = self._top()
+        self.top, _ = self._top(in_guide)
         if first != self.top:
             raise ValueError(
                 f"the guide of {name} samples {first!r} first and the top, {self.top!r}, later: q(top|u) has no "
