@@ -22,7 +22,6 @@ a table, JSON and histograms of the scores.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures, load
 from pyro_lvae.conditionals import Bernoulli, Normal, StudentT
-from pyro_lvae.results import write_json, write_text
+from pyro_lvae.results import read_rows, write_rows, write_text
 
 Task = tuple[np.ndarray, np.ndarray, np.ndarray]  # normal rows to train on, to test on; anomalies
 
@@ -168,17 +167,14 @@ def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     path = args.out / "results.json"
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "smoke", "root", "classes", "digits")}
-    kept = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
-    if kept["settings"] != settings:
-        raise SystemExit(f"{path} holds results of other settings; name another folder with --out")
-    results = kept["results"]
+    results = read_rows(path, settings)
     for name, splits in tasks(args).items():
         of_task = results.setdefault(name, {})
         for method, detector in detectors(args, len(splits[0][0]), name.startswith("mnist")).items():
             if method not in of_task:
                 print(f"{name}: {method}", flush=True)
                 of_task[method] = [measure(detector, task) for task in splits]
-                write_json(path, {"settings": settings, "results": results})
+                write_rows(path, settings, results)
     write_text(args.out / "results.md", table(results) + "\n")
     histograms(results).savefig(args.out / "scores.png", dpi=120)
     print(table(results))

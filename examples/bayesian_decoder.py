@@ -57,7 +57,6 @@ VARIANTS: dict[str, dict | None] = {
     "the remedy, decoder alone": FITTED | dict(decoder=True),
     "the remedy, full KL": FITTED | dict(kl=1.0),
     "the remedy, KL x 0.01": FITTED | dict(kl=0.01),
-    "the remedy, KL x 0.001": FITTED | dict(kl=0.001),
     "the remedy, prior N(0, 1)": FITTED | dict(prior=WIDE["prior"]),
     "the remedy, sigma^2 = 1e-3 at first": FITTED | dict(posterior=WIDE["posterior"]),
     "the remedy, shared draws": FITTED | dict(noise="shared"),

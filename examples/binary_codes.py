@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_lvae import Dataset, SparseVAE, fit, linear, load, rate_distortion
-from pyro_lvae.loop import CHECKPOINT
+from pyro_lvae import Dataset, SparseVAE, linear, load, rate_distortion
 from pyro_lvae.plots import image_grid, save
-from pyro_lvae.results import markdown, read_rows, write_rows, write_text
-from pyro_lvae.runs import Run
+from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.runs import trained
 from pyro_lvae.structures.sparse import BetaCode, RelaxedBernoulliCode, TwoGaussiansCode
 from pyro_lvae.traces import evaluating
 
@@ -39,18 +38,17 @@ def row(name: str, data: Dataset, args) -> tuple[dict, Tensor]:
     torch.manual_seed(args.seed)
     folder = args.out / "".join(c if c.isalnum() else "_" for c in name)
     structure = SparseVAE(data.x_dim, args.z_dim, args.hidden, code=CODES[name])
-    history = fit(
+    found = trained(
         structure,
         data,
+        folder,
+        num_samples=args.num_samples,
+        num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
         beta=linear(0, 1, epochs=args.warm_up),
-        out=folder,
-        resume=(folder / CHECKPOINT).exists(),
     )
-    run = Run(folder, structure, data, "SampledELBO", history)
-    found, bits = run.evaluate(args.num_samples, args.num_images), rate_distortion(structure, data.x_test)
-    run.report()
+    bits = rate_distortion(structure, data.x_test)
     with evaluating(structure):
         decoded = structure.decode(structure.codes(data.x_test[:10])).mean
     figures = {
@@ -65,12 +63,6 @@ def row(name: str, data: Dataset, args) -> tuple[dict, Tensor]:
     return figures, decoded
 
 
-def table(rows: dict[str, dict]) -> str:
-    heads = list(next(iter(rows.values())))
-    digits = {"bits": 0, "squared error": 4, "rate (bits)": 1}
-    return markdown(["prior", *heads], [[n, *(f"{r[h]:.{digits.get(h, 2)}f}" for h in heads)] for n, r in rows.items()])
-
-
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
@@ -82,8 +74,9 @@ def main(argv: list[str] | None = None) -> dict:
         shown.append(decoded)
         write_rows(path, settings, rows)
     save({"decoded": image_grid(torch.cat(shown), data.shape, 10, "data; decoded from bits, a prior a row")}, args.out)
-    write_text(args.out / "results.md", table(rows) + "\n")
-    print(table(rows))
+    table = markdown_rows("prior", rows, {"bits": 0, "squared error": 4, "rate (bits)": 1})
+    write_text(args.out / "results.md", table + "\n")
+    print(table)
     return rows
 
 

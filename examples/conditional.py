@@ -18,11 +18,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from pyro_lvae import VAE, ConditionalVAE, Dataset, fit, linear, load
-from pyro_lvae.loop import CHECKPOINT
+from pyro_lvae import VAE, ConditionalVAE, Dataset, linear, load
 from pyro_lvae.plots import image_grid, save
-from pyro_lvae.results import markdown, read_rows, write_rows, write_text
-from pyro_lvae.runs import Run
+from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.runs import trained
 from pyro_lvae.traces import evaluating, generate, guide_sites
 
 
@@ -59,20 +58,17 @@ def row(name: str, make, data: Dataset, args) -> dict:
     """Train one structure, or go on with it; its figures, and pictures where it takes labels."""
     torch.manual_seed(args.seed)
     structure, folder = make(), args.out / name.replace(" ", "_").replace(",", "").replace("|", "_")
-    history = fit(
+    found = trained(
         structure,
         data,
+        folder,
+        num_samples=args.num_samples,
+        num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
         beta=linear(0, 1, epochs=args.warm_up),
-        out=folder,
-        resume=(folder / CHECKPOINT).exists(),
     )
-    conditional = isinstance(structure, ConditionalVAE)
-    run = Run(folder, structure, data, "SampledELBO", history, supervised=conditional)
-    found = run.evaluate(args.num_samples, args.num_images)
-    run.report()
-    if conditional:
+    if isinstance(structure, ConditionalVAE):
         save({"on_demand": on_demand(structure, data), "transfer": transfer(structure, data)}, folder)
     kl = sum(found.kl_per_layer.values())
     return {"test ELBO": found.test_elbo, "test log p": found.test_log_likelihood, "KL": kl}
@@ -88,8 +84,7 @@ def main(argv: list[str] | None = None) -> dict:
         if name not in rows:
             rows[name] = row(name, make, data, args)
             write_rows(path, settings, rows)
-    heads = list(next(iter(rows.values())))
-    text = markdown(["model", *heads], [[name, *(f"{r[h]:.2f}" for h in heads)] for name, r in rows.items()])
+    text = markdown_rows("model", rows)
     write_text(args.out / "results.md", text + "\n")
     print(text)
     return rows

@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures
 from pyro_lvae.conditionals import Normal, StudentT
-from pyro_lvae.results import write_json, write_text
+from pyro_lvae.results import write_rows, write_text
 
 CLEAN, CONTAMINATED = "clean", "contaminated"
 LIKELIHOODS = {"Gaussian": partial(Normal, min_variance=1e-3), "Student-t": partial(StudentT, min_scale=0.03)}
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> dict:
                 if method not in of_data[kind]:
                     print(f"{name}, {kind}: {method}", flush=True)
                     of_data[kind][method] = measure(reducer, x, y, fraction, args)
-                    write_json(path, {"settings": settings, "results": results})
+                    write_rows(path, settings, results)
     write_text(args.out / "results.md", table(results) + "\n")
     bars(results).savefig(args.out / "results.png", dpi=120)
     scatter(data, args).savefig(args.out / "features.png", dpi=120)

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 
-from pyro_lvae import HierarchicalVAE, LadderVAE, Summary, fit, linear, load
-from pyro_lvae.loop import CHECKPOINT
+from pyro_lvae import HierarchicalVAE, LadderVAE, Summary, linear, load
 from pyro_lvae.results import read_summary, write_json, write_text
-from pyro_lvae.runs import SUMMARY, Run
+from pyro_lvae.runs import SUMMARY, trained
 
 
 def models(x_dim: int, **sizes) -> dict:
@@ -55,19 +54,16 @@ def train_one(make, data, warm_up: int, args, folder: Path) -> Summary:
         return read_summary(folder / SUMMARY)
     torch.manual_seed(args.seed)
     structure = make()
-    history = fit(
+    return trained(
         structure,
         data,
+        folder,
+        num_samples=args.num_samples,
+        num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
         beta=linear(0, 1, epochs=warm_up) if warm_up else 1.0,
-        out=folder,
-        resume=(folder / CHECKPOINT).exists(),
     )
-    run = Run(folder, structure, data, "Trace_ELBO", history)
-    summary = run.evaluate(args.num_samples, args.num_images)
-    run.report()
-    return summary
 
 
 def main(argv: list[str] | None = None) -> dict[str, Summary]:

@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, VampPrior, fit, linear, load
-from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.results import markdown, read_rows, write_rows, write_text
-from pyro_lvae.runs import Run
+from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, VampPrior, linear, load
+from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.runs import trained
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 
 
@@ -49,18 +48,16 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
     for module in structure.modules():
         if isinstance(module, VampPrior):
             module.start_from(data.x_train)
-    history = fit(
+    found = trained(
         structure,
         data,
+        folder,
+        num_samples=args.num_samples,
+        num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
         beta=linear(0, 1, epochs=args.warm_up),
-        out=folder,
-        resume=(folder / CHECKPOINT).exists(),
     )
-    run = Run(folder, structure, data, "SampledELBO", history)
-    found = run.evaluate(args.num_samples, args.num_images)
-    run.report()
     return {
         "test ELBO": found.test_elbo,
         "test log p(x)": found.test_log_likelihood,
@@ -68,12 +65,6 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         "active units": sum(found.active_units.values()),
         "seconds": found.seconds,
     }
-
-
-def table(rows: dict[str, dict]) -> str:
-    heads = list(next(iter(rows.values())))
-    digits = {"active units": 0, "seconds": 0}
-    return markdown(["model", *heads], [[n, *(f"{r[h]:.{digits.get(h, 2)}f}" for h in heads)] for n, r in rows.items()])
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -89,8 +80,9 @@ def main(argv: list[str] | None = None) -> dict:
             print(name, flush=True)
             rows[name] = row(makers[name], data, args.out / name.replace(" ", "_").replace(",", ""), args)
             write_rows(path, settings, rows)
-    write_text(args.out / "results.md", table(rows) + "\n")
-    print(table(rows))
+    table = markdown_rows("model", rows, {"active units": 0, "seconds": 0})
+    write_text(args.out / "results.md", table + "\n")
+    print(table)
     return rows
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,7 @@ from pyro_lvae import (
     plots,
     topics,
 )
-from pyro_lvae.results import EpochMetrics, write_json, write_text
+from pyro_lvae.results import EpochMetrics, read_rows, write_rows, write_text
 
 NVDM_OPTIONS = dict(
     data="20newsgroups",
@@ -189,16 +188,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "models")}
     path = args.out / "results.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
-    if kept["settings"] != settings:
-        raise SystemExit(f"{path} holds results of other settings; name another folder with --out")
-    results = kept["results"]
+    results = read_rows(path, settings)
     for name in args.models or MODELS:
         if name not in results:
             print(name, flush=True)
             data = planted() if args.smoke else load(MODELS[name]["data"], args.root)
             results[name] = run(name, data, args)
-            write_json(path, {"settings": settings, "results": results})
+            write_rows(path, settings, results)
     text = report(results)
     write_text(args.out / "results.md", text + "\n")
     print(text)

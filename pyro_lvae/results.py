@@ -312,12 +312,19 @@ def read_rows(path: Path, settings: dict) -> dict[str, dict]:
     changed = {k: (v, settings.get(k)) for k, v in kept["settings"].items() if settings.get(k) != v}
     if changed:
         raise ValueError(f"{path} holds results of other settings (there, here): {changed}; name another folder")
-    return kept["rows"]
+    return kept["results"]
 
 
 def write_rows(path: Path, settings: dict, rows: dict[str, dict]) -> None:
     """Write the rows of an experiment, whole or not at all."""
-    write_json(path, {"settings": settings, "rows": rows})
+    write_json(path, {"settings": settings, "results": rows})
+
+
+def markdown_rows(first: str, rows: dict[str, dict], digits: dict[str, int] | None = None) -> str:
+    """A Markdown table of rows of numbers by name, with two digits or as `digits` says; `first` heads the names."""
+    heads = list(next(iter(rows.values())))
+    places = dict.fromkeys(heads, 2) | (digits or {})
+    return markdown([first, *heads], [[name, *(f"{r[h]:.{places[h]}f}" for h in heads)] for name, r in rows.items()])
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,12 +13,14 @@ from . import plots
 from .bayes import BayesianWeights
 from .callbacks import Callback
 from .checkpoint import load_weights
+from .contract import takes_labels
 from .data import Dataset
 from .distributed import Processes
 from .evaluate import summarize
 from .loop import CHECKPOINT, METRICS
 from .report import CAPTIONS, write_report
 from .results import EpochMetrics, Summary, read_metrics, read_summary, write_json, write_text
+from .train import fit
 
 CONFIG, SUMMARY, FIGURES, REPORT, BOARD = "config.yaml", "summary.json", "figures", "report.html", "tensorboard"
 
@@ -80,6 +82,24 @@ class Run:
         """The results, if it has been evaluated."""
         path = self.folder / SUMMARY
         return read_summary(path) if path.exists() else None
+
+
+def trained(
+    structure: nn.Module, data: Dataset, folder: Path, *, num_samples: int, num_images: int | None, **options
+) -> Summary:
+    """Train, or go on with or just read what an earlier call left in `folder`; then evaluate and report.
+
+    Args:
+        num_samples, num_images: of the log-likelihood, as `summarize` has them.
+        **options: of `fit`.
+    """
+    history = fit(structure, data, out=folder, resume=(folder / CHECKPOINT).exists(), **options)
+    estimator = options.get("estimator")
+    name = "SampledELBO" if estimator is None else type(estimator).__name__
+    run = Run(folder, structure, data, name, history, takes_labels(structure, options.get("supervised")))
+    summary = run.evaluate(num_samples, num_images)
+    run.report()
+    return summary
 
 
 def claim_folder(out: str | Path | None, stem: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
