@@ -16,9 +16,9 @@ _NAMES = {
     "compile": "CompileError",
     "conditionals": "",  # used as pyro_lvae.conditionals.Normal
     "contract": "ContractError check",
-    "data": "DataError Dataset load",
+    "data": "DataError Dataset few_labels load",
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration cluster_probabilities "
-    "clustering_accuracy dci elbo encode factor_vae_score interpolate kl_per_layer log_likelihood "
+    "clustering_accuracy dci elbo encode factor_vae_score interpolate kl_per_layer label_probabilities log_likelihood "
     "manifold mutual_information mutual_information_gap nearest_words npmi perplexity posterior_activity "
     "predictive_log_likelihood prune rate_distortion reconstruct sample_prior signal_to_noise summarize "
     "topics traverse weight_kl weight_summary",
@@ -26,13 +26,14 @@ _NAMES = {
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",
     "nets": "",  # used as pyro_lvae.nets.linear
-    "objectives": "CIWAE GECO IWAE MIWAE PIWAE RWS STL TVO AnalyticELBO BetaELBO ConstrainedELBO DReG FreeBits "
-    "KLBalanced LedgerELBO Renyi SampledELBO",
-    "optim": "FusedAdam",
+    "objectives": "CIWAE GECO IWAE MIWAE PIWAE RWS STL TVO AnalyticELBO BetaELBO BetaTCELBO ConstrainedELBO DReG "
+    "FreeBits KLBalanced LedgerELBO Renyi SampledELBO",
+    "optim": "CriticAdam FusedAdam",
     "results": "Comparison EpochMetrics Summary TrainingComparison",
     "schedules": "Schedule constant cyclical linear",
-    "structures": "AE NVDM VAE BetaVAE ConditionalVAE DenoisingVAE FlowVAE GaussianHierarchy HierarchicalVAE LadderVAE "
-    "MixturePrior ProdLDA SparseVAE Structure VaDE VampPrior",
+    "structures": "ADGM AE NVDM SDGM VAE BetaVAE BidirectionalLadderVAE ConditionalVAE ConvLadderVAE "
+    "DenoisingVAE FactorVAE FlowVAE GaussianHierarchy HierarchicalVAE ImplicitLikelihoodVAE ImplicitPosteriorVAE "
+    "LadderVAE MixturePrior OptimalPriorVAE ProdLDA SemiSupervisedVAE SparseVAE Structure VaDE VampPrior VariationalGP",
     "svi": "for_svi",
     "traces": "ledger",
     "train": "fit",

@@ -57,6 +57,7 @@ class Normal(nn.Module):
         scale: a fixed standard deviation, in the units of the variable; `None` learns sigma^2(h).
         heteroscedastic: a learned sigma^2 depends on h; with `False` each entry has one for all data.
         batch_norm: normalise both heads before the softplus, as the ladder paper's recipe does.
+        gain: of the initial weights.
         min_variance: floor of the learned variance. As a likelihood of data on a grid (grey
             values), give the grid's spacing squared or more: a density has no upper bound.
     """
@@ -69,13 +70,14 @@ class Normal(nn.Module):
         scale: float | None = None,
         heteroscedastic: bool = True,
         batch_norm: bool = False,
+        gain: float = 1.0,
         min_variance: float = 1e-5,
     ):
         super().__init__()
         if scale is not None and not scale > 0:
             raise ValueError(f"scale is {scale}; a fixed standard deviation must be positive")
         heads = 2 if scale is None and heteroscedastic else 1
-        self.head = nn.Sequential(linear(in_dim, heads * out_dim, bias=not batch_norm))
+        self.head = nn.Sequential(linear(in_dim, heads * out_dim, bias=not batch_norm, gain=gain))
         if batch_norm:
             self.head.append(BatchNorm(heads * out_dim))
         elif heads == 2:

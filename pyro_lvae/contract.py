@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor, nn
 
 from .traces import DATA, data_frame, evaluating, fixed_noise, replay, run, trace_pair
@@ -98,6 +100,10 @@ def _is_deterministic(site: dict) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
+def _is_factor(site: dict) -> bool:
+    return isinstance(site["fn"], Unit)
+
+
 def _observed_in_guide(guide_trace) -> Iterator[str]:
     for name, site in _latents_and_data(guide_trace).items():
         if site["is_observed"] and not _is_deterministic(site):
@@ -106,7 +112,7 @@ def _observed_in_guide(guide_trace) -> Iterator[str]:
 
 def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
     expected = {"x", "y"} if has_labels else {"x"}
-    observed = {n for n, s in model.items() if s["is_observed"] and not _is_deterministic(s)}
+    observed = {n for n, s in model.items() if s["is_observed"] and not (_is_deterministic(s) or _is_factor(s))}
     if "x" not in observed and not (has_labels and "y" in observed):  # p(y | x) is a model too
         yield f'the model observes {sorted(observed)}, expected "x"; write pyro.sample("x", ..., obs=x)'
     for name in sorted(observed - expected - {"x"}):
@@ -176,7 +182,7 @@ def _densities(model: dict, guide: dict, expected: tuple, note: str = "") -> Ite
             except Exception as error:
                 yield f"site {name!r}: log_prob fails in the {where}{note}: {_said(error)}{_hint(error)}"
                 continue
-            enumerated = any("_enumerate_dim" in s["infer"] for s in model.values())
+            enumerated = any("_enumerate_dim" in s["infer"] for s in (*model.values(), *guide.values()))
             if (shape[-len(expected) :] if enumerated else shape) != expected:
                 yield (
                     f"site {name!r}: log_prob has shape {shape} in the {where}{note}, expected {expected}; "
@@ -189,8 +195,9 @@ def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
     if "x" not in model or model["x"]["fn"].shape() != args[0].shape:
         return  # reported by _pairing or _densities
     other = model["x"]["fn"].sample().to(args[0].dtype)  # other data, which the likelihood admits
+    held = poutine.condition(structure.model, data={"x": args[0]})  # what follows from the site's value stays
     try:
-        again = _latents_and_data(replay(structure.model, model_trace, other, *args[1:]))
+        again = _latents_and_data(replay(held, model_trace, other, *args[1:]))
     except Exception as error:
         yield f"the model must run on any x of the same shape: {_said(error)}"
         return
@@ -202,7 +209,10 @@ def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
         except Exception:  # reported by _densities
             continue
         if not same:
-            yield f"site {name!r}: its distribution in the model changes with x; read x only as obs= and for len(x)"
+            yield (
+                f"site {name!r}: its distribution in the model changes with x; read x only as obs= and for len(x), and "
+                'after that what pyro.sample("x", ...) returns'
+            )
 
 
 def _particles(structure, args: tuple) -> Iterator[str]:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .alternation import CriticSteps
 from .callbacks import Callback
 from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
 from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
@@ -69,6 +70,8 @@ class Loop:
         compile: bool | str,
         precision: str,
         out: Path | None,
+        critic_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        critic_steps: int,
         processes: Processes = Processes(),  # noqa: B008, frozen
     ):
         self.structure, self.data = structure, data
@@ -83,6 +86,7 @@ class Loop:
         options = dict(size=size, precision=precision, **(clip if processes.size == 1 else {}))
         self.eager = Step(structure, self.estimator, **options)
         self.compile, self.compiled, self.trial = compile, None, []
+        self.critics = CriticSteps(structure, critic_optimizer, critic_steps, processes)
         self.planned, self.callbacks = (0, math.inf), []
         self.out = out
         self.told = [m for m in structure.modules() if callable(getattr(m, "advance", None))]
@@ -126,6 +130,7 @@ class Loop:
             "structure": self.structure.state_dict(),
             "estimator": learned(self.estimator),
             "optimizer": self.optimizer.state_dict(),
+            "critics": self.critics.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "rng": rng_state(self.device),
             "settings": self.settings,
@@ -142,6 +147,7 @@ class Loop:
         self._check_unchanged(state["settings"], path, within_epoch=state["batch"] > 0)
         put_weights(self.structure, state, path)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.critics.load_state_dict(state.get("critics"))
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         kept = state.get("estimator", {})
@@ -193,6 +199,7 @@ class Loop:
         """One step on a batch; raises `NonFiniteLoss` before it would do harm."""
         for module in self.told:
             module.advance(self.step, self.epoch)
+        self.critics(args if self.processes.size == 1 else tuple(self.processes.share(a) for a in args))
         loss, norm = self._gradient(args) if self.processes.size == 1 else self._added_up(args)
         if self.waits:
             self._refuse(args, loss, norm)
@@ -309,6 +316,7 @@ class Loop:
             images_per_second=self.rows / self.epoch_seconds,
             learned={name: value.item() for name, value in learned(self.estimator).items()},
             global_kl=global_kl,
+            critic_loss=self.critics.mean_loss(),
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)

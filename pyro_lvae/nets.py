@@ -11,15 +11,100 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL = 0.1  # initial gain of the Gaussian heads of deep structures: q and p begin near each other in every layer
 
 
-def linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer with Glorot-normal weights and zero bias (Glorot & Bengio 2010)."""
-    layer = nn.Linear(in_dim, out_dim, bias=bias)
-    nn.init.xavier_normal_(layer.weight)
-    if bias:
+def linear(in_dim: int, out_dim: int, *, bias: bool = True, gain: float = 1.0) -> nn.Linear:
+    """A linear layer with Glorot-normal weights, times `gain`, and zero bias (Glorot & Bengio 2010)."""
+    return _glorot(nn.Linear(in_dim, out_dim, bias=bias), gain)
+
+
+def _glorot(layer: nn.Module, gain: float) -> nn.Module:
+    nn.init.xavier_normal_(layer.weight, gain)
+    if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+class Conv(nn.Conv2d):
+    """A convolution over any leading dims, `[..., in_channels, H, W]`, initialised as `linear` is.
+
+    Args:
+        in_channels, out_channels: maps that come and go.
+        kernel: its side, an odd number of pixels; the borders are padded, so that height and width stay.
+        stride: 2 halves height and width, rounded up.
+        size: (height, width) that the input is first repeated to, each pixel by its nearest.
+        gain: of the initial weights.
+
+    >>> Conv(3, 8, stride=2)(torch.randn(5, 4, 3, 7, 6)).shape
+    torch.Size([5, 4, 8, 4, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        size: tuple[int, int] | None = None,
+        bias: bool = True,
+        gain: float = 1.0,
+    ):
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
+        self.size = size
+        _glorot(self, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, *x.shape[-3:])
+        rows = super().forward(rows if self.size is None else F.interpolate(rows, self.size))
+        return rows.reshape(*x.shape[:-3], *rows.shape[1:])
+
+
+class Residual(nn.Sequential):
+    """h -> h + f(h), f being activation, layer, activation, layer (He et al. 2016).
+
+    Args:
+        layer: `(in, out, gain=) -> nn.Module`, such as `linear` or `Conv`.
+        width: what goes in and comes out of the layers.
+        gain: of the last layer's initial weights. In a path of N blocks, 1 / sqrt(N) keeps the sum of what they add
+            from growing with depth, which trains without normalisation (Child 2021).
+        activation: makes the nonlinearity.
+    """
+
+    def __init__(
+        self,
+        layer: Callable[..., nn.Module],
+        width: int,
+        *,
+        gain: float = 1.0,
+        activation: Callable[[], nn.Module] = nn.LeakyReLU,
+    ):
+        super().__init__(activation(), layer(width, width), activation(), layer(width, width, gain=gain))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + super().forward(h)
+
+
+class Onwards(nn.Module):
+    """A step of a deterministic path that latent layers feed: (d, z) -> f(d + g(z)), and f(g(z)) where it begins.
+
+    With residual blocks for f, whatever has entered stays in d: every z has a skip connection to all that follows.
+
+    Args:
+        inlet: g, from the last dim of z (of several, one after another in that dim) to what d is.
+        blocks: f.
+    """
+
+    def __init__(self, inlet: nn.Module, blocks: nn.Module):
+        super().__init__()
+        self.inlet, self.blocks = inlet, blocks
+
+    def forward(self, d: Tensor | None, *z: Tensor) -> Tensor:
+        entering = self.inlet(torch.cat(z, -1))
+        return self.blocks(entering if d is None else d + entering)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -97,15 +182,59 @@ class MLP(nn.Sequential):
         self.out_dim = in_dim
 
 
+class JointMLP(nn.Module):
+    """An `MLP` of several inputs side by side, whose leading dims broadcast.
+
+    The first layer is a sum of linear maps, one of each input: what `MLP(sum(in_dims), ...)` of the concatenated
+    inputs computes, but for an input without a dim the map is done once.
+
+    Args:
+        in_dims: sizes of the inputs `[..., in_dim]`.
+        hidden_dim, num_layers, batch_norm, activation: as for `MLP`, with one layer at least.
+
+    Attributes:
+        out_dim: size of the last dim of the output.
+
+    >>> JointMLP((3, 2), 8, 1)(torch.zeros(4, 3), torch.zeros(5, 1, 2)).shape
+    torch.Size([5, 4, 8])
+    """
+
+    def __init__(
+        self,
+        in_dims: Sequence[int],
+        hidden_dim: int,
+        num_layers: int = 2,
+        *,
+        batch_norm: bool = True,
+        activation: Callable[[], nn.Module] = nn.LeakyReLU,
+    ):
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers is {num_layers}; several inputs need one hidden layer at least")
+        whole = linear(sum(in_dims), hidden_dim)
+        has_bias = [i == 0 and not batch_norm for i in range(len(in_dims))]
+        self.first = nn.ModuleList(linear(d, hidden_dim, bias=b) for d, b in zip(in_dims, has_bias, strict=True))
+        for layer, weight in zip(self.first, whole.weight.detach().split(list(in_dims), 1), strict=True):
+            layer.weight.data.copy_(weight)  # Glorot's variance is that of all inputs together
+        self.norm = BatchNorm(hidden_dim) if batch_norm else nn.Identity()
+        self.activation = activation()
+        self.rest = MLP(hidden_dim, hidden_dim, num_layers - 1, batch_norm=batch_norm, activation=activation)
+        self.out_dim = hidden_dim
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        h = sum(layer(u) for layer, u in zip(self.first, inputs, strict=True))
+        return self.rest(self.activation(self.norm(h)))
+
+
 class Shared(nn.Module):
-    """A network that two callers ask about the very same tensor: the second gets the first's answer.
+    """A network that two callers ask about the very same tensors: the second gets the first's answer.
 
     The guide of a ladder needs p(z_i | z_{i+1}) for its merge, and the model, replayed against the
     guide, needs it again at the same z_{i+1}. Computing it once halves that work, and moves
     batch-norm statistics once a step.
 
     The answer is handed out once, and only where it is certain to be the same: the same tensor
-    object, the same parameters at the same version, the same train/eval and gradient mode.
+    objects, the same parameters at the same version, the same train/eval and gradient mode.
     Anything else is computed afresh.
     """
 
@@ -114,18 +243,18 @@ class Shared(nn.Module):
         self.net = net
         self._kept: tuple | None = None
 
-    def forward(self, x: Tensor):
-        key = self._key(x)
+    def forward(self, *inputs: Tensor | None):
+        key = self._key(inputs)
         kept, self._kept = self._kept, None
-        if kept is not None and kept[0] is x and kept[1] == key:
+        if kept is not None and kept[0] == key:
             return kept[2]
-        out = self.net(x)
-        self._kept = (x, key, out)
+        out = self.net(*inputs)
+        self._kept = (key, inputs, out)  # the inputs stay alive, so that no other has their identity
         return out
 
-    def _key(self, x: Tensor) -> tuple:
+    def _key(self, inputs: tuple) -> tuple:
         weights = [(id(p), p._version) for p in self.net.parameters()]
-        return (torch.is_grad_enabled(), self.training, *weights)
+        return (torch.is_grad_enabled(), self.training, *map(id, inputs), *weights)
 
     def __getstate__(self) -> dict:
         # A kept answer belongs to one step: copies and pickles start without it.

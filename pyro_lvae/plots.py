@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from .evaluate import (
     sample_prior,
     traverse,
 )
-from .evaluate.latents import ACTIVE
+from .evaluate.latents import ACTIVE, depth
 from .results import Comparison, EpochMetrics, EstimatorQuality, TrainingComparison
 
 GAP = 1  # white pixels between images
@@ -49,10 +50,11 @@ def elbo_curves(history: list[EpochMetrics]) -> Figure:
 def kl_curves(history: list[EpochMetrics]) -> Figure:
     """Each layer's share of the KL over epochs, nats per datum."""
     figure, ax = _axes("epoch", "nats per datum", "KL per layer")
-    for name in sorted(history[0].kl):
+    _colour_layers(ax, len(history[0].kl))
+    for name in sorted(history[0].kl, key=depth):
         ax.plot([m.epoch for m in history], [m.kl[name] for m in history], label=name)
     ax.set_yscale("symlog", linthresh=0.1)
-    ax.legend(frameon=False, ncols=2)
+    _name_layers(ax, len(history[0].kl), ncols=2)
     return figure
 
 
@@ -93,8 +95,13 @@ def traversals(structure: nn.Module, x: Tensor, shape: tuple[int, int], layer: s
 
 def pca(codes: dict[str, Tensor], labels: Tensor | None = None) -> Figure:
     """First two principal components of each layer's codes `[N, z_i]`, coloured by class."""
-    figure = Figure(figsize=(2.6 * len(codes) + 0.6 * (labels is not None), 2.8), layout="constrained")
-    for ax, (name, z) in zip(figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True):
+    columns = min(len(codes), 6)
+    rows = -(-len(codes) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.6 * (labels is not None), 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax in axes[len(codes) :]:
+        ax.set_axis_off()
+    for ax, (name, z) in zip(axes, codes.items(), strict=False):
         z = z.detach().cpu().reshape(len(z), -1).double()
         z = z - z.mean(0)
         directions = torch.linalg.svd(z, full_matrices=False).Vh[:2]
@@ -107,6 +114,19 @@ def pca(codes: dict[str, Tensor], labels: Tensor | None = None) -> Figure:
     return figure
 
 
+def _colour_layers(ax, number: int) -> None:
+    """Lines of many layers take their colours from a scale, where a cycle would give one to several."""
+    if number > 10:
+        ax.set_prop_cycle(color=colormaps["turbo"](np.linspace(0.05, 0.95, number)))
+
+
+def _name_layers(ax, number: int, **options) -> None:
+    """A legend, beside the axes where layers are many."""
+    if number > 10:
+        options = dict(fontsize=7, ncols=-(-number // 18), loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(frameon=False, **options)
+
+
 def _class_colours(labels: Tensor | None) -> str | None:
     """A colour map that tells the classes apart, as far as there are colours."""
     if labels is None:
@@ -117,12 +137,13 @@ def _class_colours(labels: Tensor | None) -> str | None:
 def active_units(activity: dict[str, Activity]) -> Figure:
     """Variance over the data of each unit's posterior mean, sorted; above the line it is active."""
     figure, ax = _axes("unit (sorted)", "Var_x( E_q[u | x] )", "active units")
+    _colour_layers(ax, len(activity))
     for name, layer in activity.items():
         values = layer.variance.sort(descending=True).values.clamp_min(1e-6).cpu()
         ax.plot(range(1, len(values) + 1), values, ".-", label=f"{name}: {layer.active} of {len(values)}")
     ax.axhline(ACTIVE, color="0.6", linestyle="--")
     ax.set_yscale("log")
-    ax.legend(frameon=False)
+    _name_layers(ax, len(activity))
     return figure
 
 

@@ -26,6 +26,8 @@ class EpochMetrics:
         images_per_second: training rows per second of the epoch.
         learned: what the estimator itself has learned, such as {"multiplier": 0.7}.
         global_kl: KL of sites outside the data plate (weights) for each training datum; both ELBOs include it.
+        critic_loss: mean loss of the critics over the epoch, nats, where there are some; 2 log 2 = 1.39 if they see
+            no difference.
     """
 
     epoch: int
@@ -40,6 +42,7 @@ class EpochMetrics:
     images_per_second: float
     learned: dict[str, float] = field(default_factory=dict)
     global_kl: float = 0.0
+    critic_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 
 import pyro
@@ -19,16 +20,22 @@ def for_svi(structure: nn.Module) -> tuple[Callable, Callable]:
 
         svi = SVI(*for_svi(structure), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
 
-    `fit` needs none of this, and leaves the parameter store empty.
+    `fit` needs none of this, and leaves the parameter store empty. Critics, where the structure has some, are left out:
+    take steps on `pyro_lvae.critics.critic_loss` in between.
     """
     name = f"structure{next(_numbers)}"
 
+    def register():
+        with warnings.catch_warnings():  # of critics, which the ELBO does not train
+            warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
+            pyro.module(name, structure)
+
     def model(*args, **kwargs):
-        pyro.module(name, structure)
+        register()
         return structure.model(*args, **kwargs)
 
     def guide(*args, **kwargs):
-        pyro.module(name, structure)
+        register()
         return structure.guide(*args, **kwargs)
 
     return model, guide

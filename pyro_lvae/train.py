@@ -22,7 +22,7 @@ from .data import DataError, Dataset
 from .distributed import processes
 from .loop import CHECKPOINT, METRICS, Loop
 from .objectives import check_supported, default_estimator
-from .optim import FusedAdam
+from .optim import CriticAdam, FusedAdam
 from .results import EpochMetrics
 from .schedules import Schedule
 from .traces import Ledger, evaluating, fixed_noise, ledger
@@ -43,6 +43,8 @@ def fit(
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
+    critic_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = CriticAdam,
+    critic_steps: int = 1,
     supervised: bool | None = None,
     monitor_size: int = 1000,
     device: str | torch.device | None = None,
@@ -79,6 +81,8 @@ def fit(
         lr_scheduler: makes a `torch.optim` scheduler from the optimiser; stepped once an epoch.
         clip_norm: largest global norm of the gradient of the loss.
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
+        critic_optimizer: makes the optimiser of the critics, where the structure has some, from their parameters.
+        critic_steps: their steps before each step of the ELBO, on its batch.
         supervised: pass the labels to `model` and `guide` as y; left out, where the structure says that it takes them.
         monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
         device: where to train; the structure's own device if left out.
@@ -105,7 +109,14 @@ def fit(
     """
     out, together = None if out is None else Path(out), processes()
     supervised = takes_labels(structure, supervised)
-    _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised)
+    counts = dict(
+        epochs=epochs,
+        batch_size=batch_size,
+        monitor_size=monitor_size,
+        checkpoint_every=checkpoint_every,
+        critic_steps=critic_steps,
+    )
+    _check_arguments(data, counts, max_seconds, supervised)
     if together.is_first:
         _check_folder(out, resume, overwrite)
     _check_batches(structure, data, batch_size)
@@ -140,6 +151,8 @@ def fit(
         compile=compile,
         precision=precision,
         out=out,
+        critic_optimizer=critic_optimizer,
+        critic_steps=critic_steps,
         processes=together,
     )
     if resume:
@@ -153,9 +166,8 @@ def fit(
     )
 
 
-def _check_arguments(data, epochs, max_seconds, batch_size, monitor_size, checkpoint_every, supervised) -> None:
-    numbers = dict(epochs=epochs, batch_size=batch_size, monitor_size=monitor_size, checkpoint_every=checkpoint_every)
-    for name, value in numbers.items():
+def _check_arguments(data, counts: dict[str, int], max_seconds: float | None, supervised: bool) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if max_seconds is not None and not max_seconds > 0:

@@ -9,22 +9,32 @@ import pytest
 import torch
 
 from pyro_lvae import (
+    ADGM,
     AE,
     NVDM,
+    SDGM,
     VAE,
     BayesianWeights,
     BetaVAE,
+    BidirectionalLadderVAE,
     ConditionalVAE,
+    ConvLadderVAE,
     Dataset,
     DenoisingVAE,
+    FactorVAE,
     FlowVAE,
     HierarchicalVAE,
+    ImplicitLikelihoodVAE,
+    ImplicitPosteriorVAE,
     LadderVAE,
     MixturePrior,
+    OptimalPriorVAE,
     ProdLDA,
+    SemiSupervisedVAE,
     SparseVAE,
     VaDE,
     VampPrior,
+    VariationalGP,
     linear,
 )
 from pyro_lvae.conditionals import Normal, StudentT
@@ -49,6 +59,11 @@ class Labelled(ConditionalVAE):
 
 
 # Every structure, and every option of one, that the conformance suite goes over.
+def _repeated(z):
+    """A simulator: every unit of z is seen four times, with noise."""
+    return z.repeat_interleave(4, -1) + torch.randn_like(z).repeat_interleave(4, -1)
+
+
 STRUCTURES = {
     "VAE": partial(VAE, 12, 3, 16),
     "VAE-normal": partial(VAE, 12, 3, 16, likelihood=Normal),
@@ -60,6 +75,12 @@ STRUCTURES = {
     "LadderVAE-one-layer": partial(LadderVAE, 12, (3,), (8,)),
     "LadderVAE-unshared": partial(LadderVAE, **SIZES, share_top_down=False),
     "LadderVAE-mu-upwards": partial(LadderVAE, **SIZES, mu_upwards=True, head_batch_norm=False),
+    "BidirectionalLadderVAE": partial(BidirectionalLadderVAE, 12, (5, 3, 2), 16),
+    "BidirectionalLadderVAE-deep": partial(BidirectionalLadderVAE, 12, (3,) * 12, 8),
+    "BidirectionalLadderVAE-one-layer": partial(BidirectionalLadderVAE, 12, (3,), 8, likelihood=Normal),
+    "ConvLadderVAE": partial(ConvLadderVAE, 12, (3, 4), (1, 2), (8, 8), 2),
+    "ConvLadderVAE-deep": partial(ConvLadderVAE, 12, (3, 4), (0, 5, 7), (4, 4, 4), 2, likelihood=StudentT),
+    "ConvLadderVAE-colours": partial(ConvLadderVAE, 12, (3, 2, 2), (1, 1), (8, 8), 2, likelihood=Normal),
     "AE": partial(AE, 12, 3, 16),
     "ConditionalVAE": partial(Labelled, 12, 3, 2, 16),
     "ConditionalVAE-learned-prior": partial(Labelled, 12, 3, 2, 16, learn_prior=True),
@@ -76,9 +97,19 @@ STRUCTURES = {
     "FlowVAE-spline": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), SplineFlow, 2),
     "FlowVAE-ladder": partial(FlowVAE, 12, LADDER, IAF, 1),
     "FlowVAE-top": partial(FlowVAE, 12, LADDER, IAF, 1, layers="top"),
+    "VariationalGP": partial(VariationalGP, 12, (3, 2), (16, 8), num_points=4),
+    "VariationalGP-one-layer": partial(VariationalGP, 12, (3,), (16,), num_points=2, xi_dim=1, batch_norm=False),
     "DenoisingVAE": partial(DenoisingVAE, 12, partial(VAE, z_dim=3, hidden_dim=16)),
     "DenoisingVAE-ladder": partial(DenoisingVAE, 12, LADDER, masking, linear(0.5, 0.1, epochs=3)),
     "BetaVAE": partial(BetaVAE, 12, 3, 16),
+    "FactorVAE": partial(FactorVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), critic_hidden_dim=16),
+    "ImplicitPosteriorVAE": partial(ImplicitPosteriorVAE, 12, 3, 16, noise_dim=5),
+    "ImplicitLikelihoodVAE": partial(ImplicitLikelihoodVAE, 12, _repeated, 3, 16),
+    "SemiSupervisedVAE": partial(SemiSupervisedVAE, 12, 3, 2, 16),
+    "ADGM": partial(ADGM, 12, 3, 2, 16),
+    "SDGM": partial(SDGM, 12, 3, 2, 16, a_dim=4),
+    "OptimalPriorVAE": partial(OptimalPriorVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), critic_hidden_dim=16),
+    "OptimalPriorVAE-ladder": partial(OptimalPriorVAE, 12, LADDER, critic_hidden_dim=16),
     "NVDM": partial(NVDM, 12, 3, 16),
     "NVDM-log1p-bn": partial(NVDM, 12, 3, 16, transform=torch.log1p, batch_norm=True, dropout=0.2),
     "ProdLDA": partial(ProdLDA, 12, 3, 16, dropout=0.2),
@@ -86,10 +117,9 @@ STRUCTURES = {
 
 
 def _bayesian(make):
-    structure = make()  # the VampPrior's encoder is used twice, which allows no noise a datum
-    return BayesianWeights(
-        structure, noise="shared" if isinstance(structure, VampPrior) else "local_reparameterization"
-    )
+    structure = make()
+    uses_weights_twice = isinstance(structure, VampPrior | ImplicitPosteriorVAE)  # which allows no noise a datum
+    return BayesianWeights(structure, noise="shared" if uses_weights_twice else "local_reparameterization")
 
 
 # Every structure, under its own name, once more with a posterior over all its weights.

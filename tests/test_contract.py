@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pyro_lvae import ContractError, check
+from pyro_lvae.traces import generate
 
 
 class Good(nn.Module):
@@ -162,6 +163,45 @@ class ReadsData(Good):
         super().model(x)
 
 
+class Auxiliary(Good):
+    """r(a | x, z) follows x in the model, and q(z | x, a) takes up a in the guide (Maaloe et al. 2016)."""
+
+    def model(self, x, y=None):
+        with self.plate(x):
+            z = pyro.sample("z1", self.prior(x))
+            seen = pyro.sample("x", self.likelihood(z), obs=x)
+            pyro.sample("a", dist.Normal(self.read(x, seen) + z.sum(-1, keepdim=True), 1e-3).to_event(1))
+
+    def guide(self, x, y=None):
+        with self.plate(x):
+            a = pyro.sample("a", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("z1", dist.Normal(self.enc(a), 1.0).to_event(1))
+
+    def read(self, x, seen):
+        return seen
+
+
+class AuxiliaryReadsArgument(Auxiliary):
+    def read(self, x, seen):
+        return x
+
+
+class AuxiliaryAndReadingPrior(Auxiliary):
+    def prior(self, x):
+        return dist.Normal(self.enc(x), 1.0).to_event(1)
+
+
+class LabelledAuxiliary(Auxiliary):
+    """The label is a site, and the auxiliary variable follows x and it."""
+
+    def model(self, x, y=None):
+        with self.plate(x):
+            label = pyro.sample("y", dist.Bernoulli(x.new_tensor(0.5)), obs=y)
+            z = pyro.sample("z1", self.prior(x))
+            seen = pyro.sample("x", self.likelihood(z + label.unsqueeze(-1)), obs=x)
+            pyro.sample("a", dist.Normal(seen + label.unsqueeze(-1), 1.0).to_event(1))
+
+
 class NoParticles(Good):
     def likelihood(self, z):
         return dist.Bernoulli(logits=self.dec(z.reshape(len(self.rows), 2))).to_event(1)
@@ -209,6 +249,8 @@ BROKEN = {
     UsesParam: r"pyro.param or pyro.module is used \(loc\)",
     UsesModule: r"pyro.param or pyro.module is used \(net\$\$\$dec.bias, net\$\$\$dec.weight",
     ReadsData: "site 'x': its distribution in the model changes with x",
+    AuxiliaryReadsArgument: r"site 'a': its distribution .* changes with x; .* what pyro.sample\(\"x\", ...\) returns",
+    AuxiliaryAndReadingPrior: "site 'z1': its distribution in the model changes with x",
     NoParticles: r"leading particle dim \[2, B, z\] must pass through model and guide: RuntimeError",
     Crashes: r"model and guide must run on x of shape \(4, 6\): RuntimeError: out of cheese \(test_contract.py:",
     NoLabels: r"model\(x\) must take labels too",
@@ -224,6 +266,30 @@ def x6():
 
 def test_a_good_structure_passes(x6):
     check(Good(), x6)
+
+
+def test_auxiliary_variables_may_follow_the_site_x(x6):
+    check(Auxiliary(), x6)
+    check(Auxiliary(), torch.zeros(4, 6))
+    check(LabelledAuxiliary(), x6, torch.ones(5))
+
+
+@pytest.mark.parametrize("structure", [Auxiliary, AuxiliaryAndReadingPrior])
+def test_only_the_sites_that_read_the_argument_are_named(structure, x6):
+    faulty = structure()
+    faulty.read = lambda x, seen: x
+    with pytest.raises(ContractError) as caught:
+        check(faulty, x6)
+    named = ["a"] if structure is Auxiliary else ["z1", "a"]
+    assert [sentence.split(":")[0] for sentence in caught.value.broken] == [f"site {name!r}" for name in named]
+
+
+def test_a_drawn_x_is_followed_by_its_auxiliary_variable(x6):
+    """x is drawn, not the one given, and a is within 6 standard deviations of what follows from it."""
+    found = generate(Auxiliary(), x6, {})
+    (_, z), (_, x), (_, a) = found["z1"], found["x"], found["a"]
+    assert not torch.equal(x, x6)
+    torch.testing.assert_close(a, x + z.sum(-1, keepdim=True), atol=6e-3, rtol=0)
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda c: c.__name__)

@@ -38,14 +38,18 @@ def test_every_evaluation_works_on_every_structure(structure, x):
     else:
         with pytest.raises(ValueError, match="the guide of 'z1' is a point mass"):
             log_likelihood(structure, x, 10)
-    assert list(kl_per_layer(structure, x)) == [f"z{i + 1}" for i in range(len(latents))]
+    parts = [f"z{i + 1}{part}" for i in range(len(latents)) for part in ("", "_bu", "_td")]
+    layers = [name for name in parts if name in latents]
+    names = list(kl_per_layer(structure, x))
+    assert names[: len(layers)] == layers
+    assert sorted(names) == sorted(latents)  # auxiliary variables after the layers
     units = active_units(structure, x, 10)
     codes = encode(structure, x, 10)
-    assert [codes[n].shape for n in units] == [latents[n].value.shape for n in units]
+    assert [codes[n].shape for n in units] == [(7, latents[n].q.event_shape.numel()) for n in units]
     assert reconstruct(structure, x).shape == (7, 12)
     assert interpolate(structure, x[:2], x[2:4], 5).shape == (2, 5, 12)
     assert not can_generate(structure, x) or sample_prior(structure, 4, x).shape == (4, 12)
-    assert traverse(structure, x[:2], "z1", units=[1], steps=4).shape == (2, 1, 4, 12)
+    assert traverse(structure, x[:2], names[0], units=[1], steps=4).shape == (2, 1, 4, 12)
     assert structure.training, "evaluation restores the mode"
     assert all(p.grad is None for p in structure.parameters())
 

@@ -12,6 +12,7 @@ Where the rows of an operation are not the data, one each, the shared draw is us
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,7 +91,7 @@ class LayerNoise(TorchFunctionMode):
     def _is_of_data(self, func, x: Tensor) -> bool:
         """Whether each datum has one row of the input."""
         rows = x.shape[:-1] if func is F.linear else x.shape[:1]
-        return len(rows) > 0 and rows.numel() == self.rows and rows[-1] == self.rows
+        return len(rows) > 0 and math.prod(rows) == self.rows and rows[-1] == self.rows
 
 
 class ManyWeights(TorchFunctionMode):

@@ -2,7 +2,7 @@
 
 from .annealed import Bracket, ais_log_likelihood, bidirectional_monte_carlo, check_annealable
 from .calibration import Calibration, calibration, reliability
-from .clusters import cluster_probabilities, clustering_accuracy
+from .clusters import cluster_probabilities, clustering_accuracy, label_probabilities
 from .codes import RateDistortion, rate_distortion
 from .disentanglement import DCI, dci, factor_vae_score, mutual_information, mutual_information_gap
 from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
@@ -35,6 +35,7 @@ __all__ = [
     "can_generate",
     "check_annealable",
     "cluster_probabilities",
+    "label_probabilities",
     "clustering_accuracy",
     "dci",
     "elbo",

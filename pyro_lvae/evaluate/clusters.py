@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pyro.distributions import MixtureSameFamily
+from pyro.distributions import Categorical, MixtureSameFamily
 from torch import Tensor, nn
 
 from ..traces import Ledger
@@ -72,3 +72,32 @@ def clustering_accuracy(clusters: Tensor, labels: Tensor) -> float:
     counts.index_put_((c, y), torch.ones_like(c), accumulate=True)
     matched = linear_sum_assignment(counts.numpy(), maximize=True)
     return counts[matched].sum().item() / len(labels)
+
+
+def label_probabilities(
+    structure: nn.Module, x: Tensor, num_samples: int = 10, *, y: Tensor | None = None, memory: int = MEMORY
+) -> Tensor:
+    r"""q(y|x) of a structure whose guide has a discrete latent "y", as `SemiSupervisedVAE`: `[N, C]`.
+
+        q(y|x) = E_q(a|x)[q(y|a, x)],  a what the guide draws before y
+
+    Args:
+        x: data `[N, D]`.
+        num_samples: draws for each row.
+
+    Raises:
+        ValueError: there is no such site.
+    """
+    x, y = check_rows(structure, x, y)
+    out = None
+    for rows, _, total in chunked(structure, x, y, num_samples, _labels, memory=memory):
+        out = total.new_zeros(len(x), total.shape[-1]) if out is None else out
+        out[rows] += total / num_samples
+    return out
+
+
+def _labels(sites: Ledger) -> Tensor:
+    q = sites["y"].q if "y" in sites else None
+    if not isinstance(q, Categorical):
+        raise ValueError(f"the latents are {', '.join(map(repr, sites.latents))}: no Categorical 'y' is in the guide")
+    return q.probs.expand(*sites.local_log_weight().shape, -1).sum(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +31,7 @@ def kl_per_layer(
     for _, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
         for name, share in sites.kl_shares().items():
             totals[name] = totals.get(name, 0.0) + share.sum().item()
-    return {name: totals[name] / (num_samples * len(x)) for name in sorted(totals, key=_depth)}
+    return {name: totals[name] / (num_samples * len(x)) for name in sorted(totals, key=depth)}
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,12 @@ def posterior_activity(
     squares: dict[str, Tensor] = {}
     for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
         for name, site in _layers(sites).items():
-            means = _conditional_mean(site)
-            means = means.reshape(*means.shape[:2], -1)
+            means = _conditional_mean(site, sites)
             if name not in sums:
                 sums[name], squares[name] = (means.new_zeros(len(x), means.shape[2], dtype=torch.double) for _ in "sq")
             sums[name][rows] += means.double().sum(0)
             squares[name][rows] += means.double().square().sum(0)
-    return {name: _activity(sums[name], squares[name], num_samples) for name in sorted(sums, key=_depth)}
+    return {name: _activity(sums[name], squares[name], num_samples) for name in sorted(sums, key=depth)}
 
 
 def active_units(structure: nn.Module, x: Tensor, num_samples: int = 100, **options) -> dict[str, int]:
@@ -94,20 +95,22 @@ def posterior_samples(structure: nn.Module, x: Tensor, *, y: Tensor | None = Non
     x, y = check_rows(structure, x, y)
     with evaluating(structure):
         sites = guide_sites(structure, x, y)
-    return {name: sites[name][1] for name in sorted(sites, key=_depth)}
+    return {name: sites[name][1] for name in sorted(sites, key=depth)}
 
 
 def _layers(sites: Ledger) -> dict[str, Site]:
     return {name: site for name, site in sites.latents.items() if site.is_local and site.q is not None}
 
 
-def _conditional_mean(site: Site) -> Tensor:
-    """E[z_i | the draws of the other layers], `[K, B, ...]`; the draw itself where q has no mean."""
-    try:
-        mean = site.q.mean.expand(site.value.shape)
-    except NotImplementedError:
-        return site.value
-    return mean if torch.isfinite(mean).all() else site.value  # a Categorical's mean is NaN
+def _conditional_mean(site: Site, sites: Ledger) -> Tensor:
+    """E[z_i | the draws of the other layers], `[K, B, z_i]`; the draw itself where q has no mean."""
+    mean = site.value
+    if not site.q.support.is_discrete:  # a Categorical's mean is NaN
+        with suppress(NotImplementedError):
+            mean = site.q.mean.expand(site.value.shape)
+    mean = mean.reshape(*mean.shape[: mean.ndim - len(site.q.event_shape)], -1)
+    q = sites.guide_probabilities()
+    return mean if q is None else (q[..., None] * mean).flatten(0, -4).sum(0)
 
 
 def _activity(total: Tensor, squares: Tensor, num_samples: int) -> Activity:
@@ -119,7 +122,7 @@ def _activity(total: Tensor, squares: Tensor, num_samples: int) -> Activity:
     return Activity(mean.float(), variance.float())
 
 
-def _depth(name: str) -> tuple:
-    """z1, z2 ... z10 in order of depth, other names after them."""
-    number = name.removeprefix("z")
-    return (0, int(number), "") if number.isdigit() else (1, 0, name)
+def depth(name: str) -> tuple:
+    """z1, z2 ... z10 in order of depth, the parts of a layer (z1_bu, z1_td) together, other names after them."""
+    number = re.match(r"z(\d+)(_|$)", name)
+    return (0, int(number[1]), name) if number else (1, 0, name)

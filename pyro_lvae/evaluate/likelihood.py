@@ -61,7 +61,7 @@ def elbo(
 def _log_total(sites: Ledger) -> Tensor:
     refuse_global_sites(sites)
     refuse_points(sites)
-    return sites.local_log_weight().logsumexp(0)
+    return sites.local_log_evidence().logsumexp(0)
 
 
 def _total(sites: Ledger) -> Tensor:

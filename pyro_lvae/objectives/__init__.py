@@ -4,6 +4,7 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_E
 
 from .base import LedgerELBO, backward, learned, with_nesting
 from .constrained import GECO, ConstrainedELBO
+from .decomposed import BetaTCELBO
 from .elbo import AnalyticELBO, BetaELBO, FreeBits, KLBalanced, SampledELBO, default_estimator
 from .importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, Renyi
 from .named import label
@@ -25,6 +26,7 @@ ESTIMATORS = {
     TVO: "thermodynamic variational objective; discrete guides too",
     RWS: "reweighted wake-sleep; discrete guides too",
     BetaELBO: "beta-VAE: a fixed KL weight, one or a layer's own",
+    BetaTCELBO: "beta-TCVAE: weights for mutual information, total correlation and the units' KLs",
     FreeBits: "the ELBO, a layer's first nats free of charge",
     KLBalanced: "the ELBO, KL weight moved to large layers during warm-up",
     ConstrainedELBO: "best reconstruction with KL below epsilon, the multiplier learned",

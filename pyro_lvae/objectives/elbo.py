@@ -139,7 +139,7 @@ class KLBalanced(LedgerELBO):
     def weights(self, sites: Ledger, shares: dict[str, Tensor]) -> dict[str, Tensor]:
         """{site: gamma_i}, from the shares as they would be at beta = 1."""
         plain = sites.unannealed().kl_shares()
-        sizes = {n: sites[n].value.shape[sites.batch_dims :].numel() for n in plain}
+        sizes = {n: (sites[n].q or sites[n].p).event_shape.numel() for n in plain}
         a = {n: (kl.detach().abs().mean() + 0.01) / sizes[n] for n, kl in plain.items()}
         mean = sum(a.values()) / max(1, len(a))
         gamma = {n: a[n] / mean for n in a}
@@ -157,7 +157,7 @@ def default_estimator(sites: Ledger) -> ELBO:
 
 def closed_form(sites: Ledger) -> dict[str, Tensor]:
     """{local latent: beta KL(q || p)}, nats, `[K, B]` or `[B]`."""
-    return {n: s.beta * s.kl() for n, s in sites.latents.items() if s.is_local}
+    return {n: sites.expected(s.beta * s.kl()) for n, s in sites.latents.items() if s.is_local}
 
 
 def reconstruction(sites: Ledger) -> Tensor:

@@ -31,6 +31,11 @@ def check_supported(estimator: ELBO, sites: Ledger) -> None:
             f"the model enumerates {names(enumerated)} and {name} would draw from the prior in its place; use "
             "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), or pyro_lvae.SampledELBO or IWAE"
         )
+    if sites.guide_enumerates and not isinstance(estimator, TraceEnum_ELBO):
+        raise ValueError(
+            f"the guide enumerates {_of_guide(sites)} and {name} would draw it; use "
+            "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), or pyro_lvae.SampledELBO or IWAE"
+        )
     if sites.global_sites and isinstance(estimator, RenyiELBO):
         raise ValueError(
             f"RenyiELBO weighs whole batches, not data, once there is a site outside the data plate, and there "
@@ -68,6 +73,11 @@ def check_densities(name: str, sites: Ledger, *, at_fixed_draws: bool) -> None:
             f"the guide leaves out {names(left_out)}, and {name} gives log p and log q gradients of their own; sample "
             "the site in the guide too, or use pyro_lvae.SampledELBO or IWAE"
         )
+    if sites.guide_enumerates:
+        raise ValueError(
+            f"the guide enumerates {_of_guide(sites)}, and {name} treats log q apart from the weights that it "
+            "gives; use pyro_lvae.SampledELBO, AnalyticELBO or IWAE"
+        )
     if at_fixed_draws and (cached := [n for n, s in sites.latents.items() if s.q is not None and _caches(s.q)]):
         raise ValueError(
             f"{name} needs log q as a function of the draw, and the transforms of {names(cached)} remember the noise "
@@ -76,12 +86,17 @@ def check_densities(name: str, sites: Ledger, *, at_fixed_draws: bool) -> None:
 
 
 def check_scores(name: str, sites: Ledger) -> None:
-    """Raise `ValueError` where the guide has a point mass, of which weighted samples say nothing."""
+    """Raise `ValueError` where the guide's log-density at given draws says nothing of its parameters."""
     points = [n for n, s in sites.latents.items() if s.is_local and s.q is not None and is_point(s.q)]
     if points:
         raise ValueError(
             f"{name} trains the guide by its log-density at the draws, and {names(points)} is a point mass; use "
             "pyro_lvae.SampledELBO"
+        )
+    if implicit := [n for n, s in sites.latents.items() if getattr(s.q, "is_implicit", False)]:
+        raise ValueError(
+            f"{name} trains the guide by its log-density at the draws, and that of {names(implicit)} is a critic's; "
+            "use pyro_lvae.SampledELBO or IWAE"
         )
 
 
@@ -114,8 +129,12 @@ def check_same_order(name: str, sites: Ledger, otherwise: str, *, instead: str) 
 
 
 def enumerated_sites(sites: Ledger) -> list[str]:
-    """Names of the sites that are summed out."""
-    return [name for name, site in sites.items() if site.is_enumerated]
+    """Names of the sites that the model enumerates."""
+    return [name for name, site in sites.items() if site.is_enumerated and site.q is None]
+
+
+def _of_guide(sites: Ledger) -> str:
+    return names(n for n, s in sites.items() if s.is_enumerated and s.q is not None)
 
 
 def names(sites) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -27,6 +28,14 @@ class Around(nn.Module):
         super().__init__()
         self.base = base(x_dim)
         self.x_dim = x_dim
+
+    def _refuse_own_guide(self) -> None:
+        """Raise `ValueError` where the base is of no use with another guide."""
+        if owner := next((m for m in self.base.modules() if getattr(m, "has_own_guide", False)), None):
+            raise ValueError(
+                f"{type(self).__name__} changes the guide, and {type(owner).__name__} has a guide of its own, whose "
+                "density its critic learns; take another base"
+            )
 
     @property
     def takes_labels(self) -> bool:
@@ -100,6 +109,18 @@ class Exchange(Messenger):
             msg["fn"] = made if made.batch_shape == shape else made.expand(shape)
 
 
+class Beside(Messenger):
+    """After the site named, and inside its plates, a factor of its value: `pyro.factor(factor, log_factor(z))`."""
+
+    def __init__(self, name: str, factor: str, log_factor: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.name, self.factor, self.log_factor = name, factor, log_factor
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if msg["name"] == self.name:
+            pyro.factor(self.factor, self.log_factor(msg["value"]))
+
+
 class Seen(Messenger):
     """Remembers the latents inside the data plate, by name and in order; those named take the values given.
 
@@ -120,6 +141,39 @@ class Seen(Messenger):
         is_local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
         if is_local and not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin):
             self.sites[msg["name"]] = (msg["fn"], msg["value"].detach())
+
+
+@torch.no_grad()
+def drawn(pair: nn.Module, x: Tensor, y: Tensor | None) -> dict[str, tuple[TorchDistribution, Tensor]]:
+    """{local latent: (distribution, draw)} of one run of the guide."""
+    with poutine.block(), Seen({}) as seen:
+        pair.guide(*((x,) if y is None else (x, y)))
+    return seen.sites
+
+
+def distribution_at(name: str, run: Callable, *args) -> TorchDistribution:
+    """The distribution of a site in a run of a model or guide, which goes no further."""
+    try:
+        with poutine.block(), _Until(name):
+            run(*args)
+    except _Reached as reached:
+        return reached.fn
+    raise ValueError(f"there is no site {name!r}")
+
+
+class _Reached(Exception):
+    def __init__(self, fn: TorchDistribution):
+        self.fn = fn
+
+
+class _Until(Messenger):
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] == self.name:
+            raise _Reached(msg["fn"])
 
 
 def is_real_vector(fn: TorchDistribution) -> bool:

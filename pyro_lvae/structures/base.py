@@ -20,7 +20,8 @@ class Structure(Protocol):
     3. Leading dims broadcast: with K particles samples are `[K, B, z]` and `log_prob` is `[K, B]`.
     4. The observed site is `"x"` (and `"y"`, if labels are modelled). Latents are `"z1"` nearest
        the data ... `"zL"` on top, or have their paper's symbol. The guide samples every one.
-    5. `model` reads `x` only as `obs=` and for its length, dtype and device.
+    5. `model` reads `x` only as `obs=` and for its length, dtype and device. Sites after `"x"`, such as auxiliary
+       variables with densities r(a|x, z), may depend on the value that `pyro.sample("x", ..., obs=x)` returns.
     6. No KL weight, particle count, data set size, `pyro.param` or `pyro.module` inside.
 
     A structure that is conditional on labels says so by `takes_labels = True`: they are then passed to it. A submodule

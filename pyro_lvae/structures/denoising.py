@@ -63,6 +63,7 @@ class DenoisingVAE(Around):
         level: float | Schedule = 0.1,
     ):
         super().__init__(x_dim, base)
+        self._refuse_own_guide()
         self.corruption = corruption
         self.schedule = level if callable(level) else constant(float(level))
         self.register_buffer("level", torch.tensor(0.0))

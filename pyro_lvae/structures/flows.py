@@ -100,6 +100,7 @@ class FlowVAE(Around):
                 "the flows would see the data that DenoisingVAE keeps from the guide; put it around them: "
                 "DenoisingVAE(x_dim, partial(FlowVAE, ...))"
             )
+        self._refuse_own_guide()
         sizes = self._sizes(layers)
         self.context = MLP(x_dim, context_dim, 2, batch_norm=False)
         self.flows = nn.ModuleDict(

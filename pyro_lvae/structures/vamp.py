@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution, TransformedDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..conditionals import is_point, mixture
 from ..nets import evaluation_mode
-from .around import Around, Exchange
+from .around import Around, Exchange, distribution_at
 from .vae import VAE
 
 
@@ -56,6 +54,7 @@ class VampPrior(Around):
             raise ValueError(f"num_pseudo_inputs is {num_pseudo_inputs}; the mixture has at least 1 component")
         if self.takes_labels:
             raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
+        self._refuse_own_guide()
         in_guide = self._in_guide()
         first, (q, _) = next(iter(in_guide.items()))
         name = type(self.base).__name__
@@ -93,12 +92,9 @@ class VampPrior(Around):
     def prior(self) -> TorchDistribution:
         """p(z_L), of batch shape `[]`."""
         u = self.pseudo_inputs
-        try:
-            with evaluation_mode(self.base), poutine.block(), _Until(self.top):
-                self.base.guide(u)
-        except _Reached as reached:
-            return mixture(u.new_zeros(len(u)), reached.fn)
-        raise AssertionError("the guide has this site: it was seen in the constructor")
+        with evaluation_mode(self.base):
+            q = distribution_at(self.top, self.base.guide, u)
+        return mixture(u.new_zeros(len(u)), q)
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
@@ -124,20 +120,3 @@ class VampPrior(Around):
             low, high = self.bounds
             u = ((u - low) / (high - low)).clamp(0.01, 0.99).logit()
         self.raw.copy_(u)
-
-
-class _Reached(Exception):
-    def __init__(self, fn: TorchDistribution):
-        self.fn = fn
-
-
-class _Until(Messenger):
-    """Runs to the site named, and no further: raises `_Reached` with its distribution."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        self.name = name
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] == self.name:
-            raise _Reached(msg["fn"])

@@ -20,7 +20,8 @@ def trace_pair(model: Callable, guide: Callable, *args, num_particles: int | Non
     if num_particles is not None:
         particles = ParticleMessenger(num_particles)
         model, guide = particles(model), particles(guide)
-    model = EnumMessenger(first_available_dim=-2 if num_particles is None else -3)(model)
+    guide = EnumMessenger(first_available_dim=-2 if num_particles is None else -3)(guide)
+    model = EnumMessenger()(model)  # its dims lie to the left of the guide's
     guide_trace = run(guide, *args, **kwargs)
     return replay(model, guide_trace, *args, **kwargs), guide_trace
 
@@ -41,12 +42,19 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
     Args:
         num_particles: K draws of the local sites along dim -2; `None` is one draw without that dim.
 
-    A latent that the guide leaves out is enumerated where the model marks it so. Else the model
-    draws it: its proposal is its prior, and its log-ratio is zero.
+    A discrete latent that the guide marks `infer={"enumerate": "parallel"}` is enumerated in place of drawn. One that
+    the guide leaves out is enumerated where the model marks it so; else the model draws it: its proposal is its prior,
+    and its log-ratio is zero.
+
+    Raises:
+        ValueError: guide and model both have enumerated latents of their own.
     """
     p, q = map(_sample_sites, trace_pair(model, guide, *args, num_particles=num_particles, **kwargs))
     book = Ledger({name: _site(name, p.get(name), q.get(name)) for name in [*p, *(n for n in q if n not in p)]})
     book.guide_order, book.batch_dims = tuple(q), 1 if num_particles is None else 2
+    enumerated = [s.q is None for s in book.values() if s.is_enumerated]
+    if any(enumerated) and not all(enumerated):
+        raise ValueError("guide and model both enumerate latents; mark them in one of the two")
     return book
 
 
@@ -115,7 +123,7 @@ def _site(name: str, p: dict | None, q: dict | None) -> Site:
     frame = data_frame(either)
     plate_scale = 1.0 if frame is None else frame.full_size / frame.size
     log_p, log_q = _log_prob(p), _log_prob(q)
-    is_enumerated = q is None and p["infer"].get("_enumerate_dim") is not None
+    is_enumerated = (p if q is None else q)["infer"].get("_enumerate_dim") is not None
     if q is None:
         log_q = torch.zeros_like(log_p) if p["is_observed"] or is_enumerated else log_p
     if p is None:

@@ -18,9 +18,9 @@ class Site:
     `log_p` and `log_q` are nats, masks applied, scales not. With K particles they have shape
     `[K, B]`; without, `[B]`; for a global site, the site's own. `beta` is the product of the
     `poutine.scale`s on the site, `plate_scale` is N/B of a subsampled data plate. A discrete site that
-    the model marks `infer={"enumerate": "parallel"}` and the guide leaves out is enumerated: it, and
-    the sites below it, have a further dim on the left. A global site whose guide says so (`infer={CLOSED_FORM: True}`)
-    counts with its KL in closed form, which is right where p and q depend on draws before it alone.
+    the model marks `infer={"enumerate": "parallel"}` and the guide leaves out is enumerated, as is one that the
+    guide marks so: it, and the sites below it, have a further dim on the left. A global site whose guide says so
+    (`infer={CLOSED_FORM: True}`) counts with its KL in closed form, which is right where p and q depend on draws before it alone.
     """
 
     name: str
@@ -108,11 +108,44 @@ class Ledger(dict[str, Site]):
     def local_log_weight(self) -> Tensor:
         """Sum over local sites of beta (log p - log q), nats: `[K, B]` with particles, else `[B]`.
 
-        Enumerated sites are summed out: log sum_c p(c) p(x, z | c) / q(z | x). With beta on c, p(c)^beta
-        stands in that sum; the entropy of p(c | x, z) is then not annealed with it.
+        Sites c that the model enumerates are summed out: log sum_c p(c) p(x, z | c) / q(z | x). With beta on c,
+        p(c)^beta stands in that sum; the entropy of p(c | x, z) is then not annealed with it. Of sites y that the
+        guide enumerates it is the expectation under q(y | .), as in the ELBO; `local_log_evidence` has their sum.
         """
         joint = self._joint()
-        return joint.flatten(0, -1 - self.batch_dims).logsumexp(0) if self._is_enumerated else joint
+        if self.guide_enumerates:
+            return self.expected(joint)
+        return self._over_enumerated(joint).logsumexp(0) if self._is_enumerated else joint
+
+    def local_log_evidence(self) -> Tensor:
+        """`local_log_weight` with sites y that the guide enumerates summed out too, nats: `[K, B]` or `[B]`.
+
+        log sum_y p(x, y, z) / q(z | x, y),  z ~ q(z | x, y),  whose exponential has p(x) as its mean at beta = 1
+        """
+        if not self.guide_enumerates:
+            return self.local_log_weight()
+        log_q = sum(s.beta * s.log_q for s in self.values() if s.is_enumerated)
+        return self._over_enumerated(self._joint() + log_q).logsumexp(0)
+
+    def expected(self, value: Tensor) -> Tensor:
+        """The expectation under q of what depends on sites that the guide enumerates: `[K, B]` or `[B]`.
+
+        Args:
+            value: `[C, K, B]` or `[C, B]`, or without the dim C; where there are no such sites, it comes back as it is.
+        """
+        q = self.guide_probabilities()
+        return value if q is None else self._over_enumerated(q * value).sum(0)
+
+    def guide_probabilities(self) -> Tensor | None:
+        """q(y | .) of the sites that the guide enumerates, `[C, K, B]` or `[C, B]`; `None` where there are none."""
+        if not self.guide_enumerates:
+            return None
+        return sum(s.log_q for s in self.values() if s.is_enumerated).exp()
+
+    @property
+    def guide_enumerates(self) -> bool:
+        """Whether there are sites that the guide enumerates."""
+        return any(site.is_enumerated and site.q is not None for site in self.values())
 
     def local_log_q(self) -> float | Tensor:
         """log q of the local draws, not annealed, nats: `[K, B]` with particles, else `[B]`."""
@@ -125,13 +158,13 @@ class Ledger(dict[str, Site]):
         expectation under r. (With several, the entropy of r counts with the first.)
         """
         ratios = {n: -s.log_ratio for n, s in self.latents.items() if s.is_local}
-        if not self._is_enumerated:
-            return ratios
+        if not self._is_enumerated or self.guide_enumerates:
+            return {n: self.expected(v) for n, v in ratios.items()}
         joint = self._joint()
         log_r = joint - self.local_log_weight()
         first = next(n for n, s in self.items() if s.is_enumerated)
         ratios[first] = ratios[first] + log_r
-        return {n: (log_r.exp() * v).flatten(0, -1 - self.batch_dims).sum(0) for n, v in ratios.items()}
+        return {n: self._over_enumerated(log_r.exp() * v).sum(0) for n, v in ratios.items()}
 
     def _map(self, change: Callable[[Site], Site]) -> Ledger:
         book = Ledger({name: change(site) for name, site in self.items()})
@@ -141,6 +174,10 @@ class Ledger(dict[str, Site]):
     @property
     def _is_enumerated(self) -> bool:
         return any(site.is_enumerated for site in self.values())
+
+    def _over_enumerated(self, value: Tensor) -> Tensor:
+        """`[C, K, B]` or `[C, B]`, C all values of all enumerated sites."""
+        return value.flatten(0, -1 - self.batch_dims)
 
     def _joint(self) -> Tensor:
         return sum(site.log_ratio for site in self.values() if site.is_local)

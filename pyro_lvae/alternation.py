@@ -1,0 +1,73 @@
+"""The steps that critics take between those of the ELBO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pyro
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .critics import critic_loss, critics_learning, has_critic
+from .distributed import Processes
+
+
+class CriticSteps:
+    """Steps of all critics in a structure on their own loss; none, where there is no critic.
+
+    Args:
+        structure: holds the critics.
+        optimizer: makes their optimiser.
+        steps: how many for each step of the ELBO, all on its batch, with new draws.
+        processes: whose gradients are averaged.
+    """
+
+    def __init__(
+        self,
+        structure: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        steps: int,
+        processes: Processes = Processes(),  # noqa: B008, frozen
+    ):
+        self.structure, self.processes = structure, processes
+        self.steps, self.optimizer = (steps if has_critic(structure) else 0), None
+        self.total, self.count = 0.0, 0
+        if self.steps:
+            with critics_learning(structure) as parameters:
+                self.optimizer = optimizer(parameters)
+
+    def __call__(self, args: tuple) -> None:
+        """All steps on a batch, as model and guide take it."""
+        for _ in range(self.steps):
+            with critics_learning(self.structure) as parameters, pyro.validation_enabled(False):
+                loss = critic_loss(self.structure, *args)
+                found = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+            if self.processes.size > 1:
+                found = [t / self.processes.size for t in self.processes.add_up(found)]
+            for p, gradient in zip(parameters, found[1:], strict=True):
+                p.grad = gradient
+            self.optimizer.step()
+            self.total, self.count = self.total + found[0], self.count + 1
+            for p in parameters:
+                p.grad = None
+
+    def mean_loss(self) -> float | None:
+        """The mean loss since the last call, nats; `None` without critics."""
+        if not self.count:
+            return None
+        mean = float(self.total) / self.count
+        self.total, self.count = 0.0, 0
+        return mean
+
+    def state_dict(self) -> dict | None:
+        """That of the optimiser, and the loss so far."""
+        if self.optimizer is None:
+            return None
+        return {"optimizer": self.optimizer.state_dict(), "total": float(self.total), "count": self.count}
+
+    def load_state_dict(self, state: dict | None) -> None:
+        """Take up what `state_dict` returned."""
+        if self.optimizer is not None and state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.total, self.count = state["total"], state["count"]
