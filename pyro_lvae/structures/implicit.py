@@ -28,8 +28,8 @@ class ImplicitPosteriorVAE(GaussianHierarchy):
     (Eqs. 4-7 and section 3.3 there.) The critic T tells draws of q from draws of the contrast r, given x; `fit` trains
     it in turn. The bound is E_q[log p(x|z_1) + log p(z_1) - log r(z_1|x) - T]. T enters as a density of the guide,
     since no model may look at x, so that estimators and evaluation stay as they are. With `adaptive_contrast`, m and
-    s are the moments of q(z_1|x), from draws, without gradient; without it r is N(0, I), the prior, and the ratio that T
-    has to find is large. eps_1 of the size of z_1 is added (not in the paper), so that q starts near the prior, which
+    s are the moments of q(z_1|x), from draws, without gradient; without it r is N(0, I), the prior, and the ratio that
+    T has to find is large. eps_1 of the size of z_1 is added (not in the paper), so that q starts near the prior, which
     covers all modes. Modes that lie far apart are lost all the same, as by any q that goes down KL(q || p).
 
     The bound and an importance-sampled log p(x) are as right as T; `ais_log_likelihood` takes no density of the guide.

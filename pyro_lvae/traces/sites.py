@@ -20,7 +20,8 @@ class Site:
     `poutine.scale`s on the site, `plate_scale` is N/B of a subsampled data plate. A discrete site that
     the model marks `infer={"enumerate": "parallel"}` and the guide leaves out is enumerated, as is one that the
     guide marks so: it, and the sites below it, have a further dim on the left. A global site whose guide says so
-    (`infer={CLOSED_FORM: True}`) counts with its KL in closed form, which is right where p and q depend on draws before it alone.
+    (`infer={CLOSED_FORM: True}`) counts with its KL in closed form, which is right where p and q depend on draws
+    before it alone.
     """
 
     name: str
