@@ -186,7 +186,8 @@ def report(results: dict[str, dict]) -> str:
     heads = ["model", *(head for head, _ in _COLUMNS.values())]
     parts = [["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]]
     for name, r in results.items():
-        parts[0].append(" | ".join([f"| {name}", *(format(r[k], form) for k, (_, form) in _COLUMNS.items())]) + " |")
+        cells = [format(r[k], form) if k in r else "" for k, (_, form) in _COLUMNS.items()]
+        parts[0].append(" | ".join([f"| {name}", *cells]) + " |")
     for name, r in results.items():
         lines = [f"**{name}**: the most coherent topics (NPMI on the training documents), and the nearest words", ""]
         scored = list(zip(r["npmi_of_topics"], r["topics"], strict=True))[:10]
