@@ -16,7 +16,7 @@ from torch import nn
 from ..bayes import BayesianWeights
 from ..callbacks import ProgressBar, TensorBoard
 from ..contract import check, takes_labels
-from ..data import Dataset, load
+from ..data import Dataset, few_labels, load
 from ..distributed import processes
 from ..evaluate import refuse_global_sites
 from ..results import Summary
@@ -69,6 +69,7 @@ def train(
     num_images: int = 1000,
     tensorboard: bool = True,
     supervised: bool | None = None,
+    labels: int | None = None,
     epochs: int = 60,
     **options,
 ) -> Summary:
@@ -93,10 +94,11 @@ def train(
         num_images: the first so many test images are taken for it.
         tensorboard: write TensorBoard files too.
         supervised: pass the labels to model and guide; left out, where the structure says that it takes them.
+        labels: keep so many training labels, as many of each class, and hide the others (for SemiSupervisedVAE).
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
     """
     together = processes()
-    dataset = load(data, root, binarize=binarize).to(auto_device(device))
+    dataset = _load(data, root, binarize, labels).to(auto_device(device))
     torch.manual_seed(seed)
     module = _build(structure, bayesian, dataset)
     supervised = takes_labels(module, supervised)
@@ -133,6 +135,12 @@ def train(
     return summary
 
 
+def _load(data: str, root: str | None, binarize: bool | None, labels: int | None) -> Dataset:
+    """The data, with most labels hidden where that is asked for."""
+    whole = load(data, root, binarize=binarize)
+    return whole if labels is None else few_labels(whole, labels)
+
+
 def _build(structure: Callable, bayesian: Callable | None, data: Dataset) -> nn.Module:
     """The structure for the data, on its device; and a posterior around its weights, if that was asked for."""
     module = structure(data.x_dim).to(data.x_train.device)
@@ -163,7 +171,7 @@ def open_run(folder: str, device: str | None) -> Run:
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; name the folder of a run of `pyro-lvae train`")
     parser = train_parser()
     options = parser.instantiate(parser.parse_path(path))
-    data = load(options.data, options.root, binarize=options.binarize).to(auto_device(device))
+    data = _load(options.data, options.root, options.binarize, options.labels).to(auto_device(device))
     structure = _build(options.structure, options.bayesian, data)
     supervised = takes_labels(structure, options.supervised)
     return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], supervised).load()

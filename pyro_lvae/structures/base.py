@@ -26,7 +26,8 @@ class Structure(Protocol):
 
     A structure that is conditional on labels says so by `takes_labels = True`: they are then passed to it. A submodule
     with a method `advance(step, epoch)` is told where training is before every step, both counted from 0; what it
-    changes must be a buffer, so that a compiled step sees it.
+    changes must be a buffer, so that a compiled step sees it. One with a method `critic_loss(pair, x, y)` and a
+    `pyro_lvae.critics.Critic` has the latter trained on the former, in turn with the ELBO.
     """
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Any: ...

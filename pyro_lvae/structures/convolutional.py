@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -84,12 +85,12 @@ class ConvLadderVAE(nn.Module):
         def block(r: int) -> Residual:
             return Residual(Conv, self.channels[r], gain=gain, activation=activation)
 
-        def gaussian(r: int) -> nn.Module:
-            head = partial(Normal, gain=SMALL, min_variance=min_variance)
+        def gaussian(r: int, gain: float) -> nn.Module:
+            head = partial(Normal, gain=gain, min_variance=min_variance)
             return over_pixels(head, self.channels[r], (z_channels, *self._sides[r]))
 
         def step(above: int, r: int) -> Onwards:
-            inlet = Conv(z_channels, self.channels[above], 1, gain=gain)
+            inlet = Conv(z_channels, self.channels[above], 1)
             inlet = nn.Sequential(nn.Unflatten(-1, (z_channels, *self._sides[above])), inlet)
             return Onwards(inlet, nn.Sequential(*self._up(above, r), block(r)))
 
@@ -98,9 +99,9 @@ class ConvLadderVAE(nn.Module):
         self.bottom_up = nn.ModuleList(
             nn.Sequential(*self._down(b, r), block(r)) for b, r in zip(below, at, strict=True)
         )
-        self.evidence = nn.ModuleList(map(gaussian, at))
-        self.top_down = nn.ModuleList(Shared(step(above, r)) for r, above in zip(at[:-1], at[1:], strict=True))
-        self.prior = nn.ModuleList(Shared(gaussian(r)) for r in at[:-1])
+        self.evidence = nn.ModuleList(gaussian(r, 1.0) for r in at)
+        self.top_down = nn.ModuleList(Shared(step(above, r)) for r, above in pairwise(at))
+        self.prior = nn.ModuleList(Shared(gaussian(r, SMALL)) for r in at[:-1])
         self.decoder = step(at[0], 0)
         self.likelihood = over_pixels(likelihood, self.channels[0], self.shape)
 

@@ -33,7 +33,7 @@ class GaussianProcess(nn.Module):
     def __init__(self, in_dim: int, jitter: float = 0.01):
         super().__init__()
         self.raw_omega = nn.Parameter(torch.full((in_dim,), math.log(math.expm1(1 / in_dim))))
-        self.raw_amplitude = nn.Parameter(torch.full((1,), math.log(math.expm1(0.1))))
+        self.raw_amplitude = nn.Parameter(torch.full((1,), math.log(math.expm1(0.5))))
         self.jitter = jitter
 
     @property
@@ -43,7 +43,7 @@ class GaussianProcess(nn.Module):
 
     @property
     def amplitude(self) -> Tensor:
-        """sigma^2_ARD, `[1]`; 0.1 at first."""
+        """sigma^2_ARD, `[1]`; 0.5 at first."""
         return F.softplus(self.raw_amplitude)
 
     def forward(self, xi: Tensor, s: Tensor, t: Tensor) -> dist.TorchDistribution:
@@ -82,7 +82,7 @@ class VariationalGP(GaussianHierarchy):
 
     Deviations: the paper has any mean-field distribution with parameters f; here it is Gaussian about f, with variances
     from the inference network. The process is that of z_1; the layers above have the guide of `HierarchicalVAE`. The
-    kernel has a jitter, r takes f to be z_1 but for a correction, and f(xi) is near xi before training.
+    kernel has a jitter, r takes f to be z_1 but for a correction, and f(xi) is near a shift by x plus xi before training.
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -156,12 +156,12 @@ class VariationalGP(GaussianHierarchy):
 
     @torch.no_grad()
     def _start_near_identity(self) -> None:
-        """f(xi) near xi, and little noise, for any x: a guide that begins without xi may never come to use it."""
+        """f(xi) near a shift(x) + xi, with little noise: a guide that begins without xi may never come to use it."""
         s = nn.init.normal_(self.inputs.bias).unflatten(0, (self.num_points, -1))  # where xi will fall
+        self.inputs.weight.mul_(0.1)
         self.outputs.bias.copy_((s @ torch.eye(self.xi_dim, self.z_dims[0])).flatten())
+        self.outputs.weight.copy_(linear(self.encoder.out_dim, self.z_dims[0]).weight.repeat(self.num_points, 1))
         self.raw_variance.bias.fill_(-3.0)
-        for layer in (self.inputs, self.outputs):
-            layer.weight.mul_(0.1)
 
     def _reverse(self, x: Tensor, z: Tensor) -> tuple[dist.TorchDistribution, dist.TorchDistribution]:
         """r(xi|x, z_1) and r(f|x, z_1)."""
