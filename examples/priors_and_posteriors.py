@@ -1,4 +1,4 @@
-"""One VAE, better priors and better posteriors: mixtures, VampPrior, flows, denoising.
+"""One VAE, better priors and better posteriors: mixtures, VampPrior, optimal prior, flows, Gaussian process, denoising.
 
     python examples/priors_and_posteriors.py --root FOLDER        # MNIST
     python examples/priors_and_posteriors.py --smoke              # seconds, on the embedded digits
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, VampPrior, linear, load
+from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, OptimalPriorVAE, VampPrior, VariationalGP, linear, load
 from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
 from pyro_lvae.runs import trained
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
@@ -32,10 +32,14 @@ def rows_of(x_dim: int, args) -> dict[str, Callable[[], nn.Module]]:
         "VAE": lambda: base(x_dim),
         "mixture prior": lambda: MixturePrior(x_dim, base, args.components),
         "VampPrior": lambda: VampPrior(x_dim, base, args.components),
+        "optimal prior": lambda: OptimalPriorVAE(x_dim, base),
         "planar flows": lambda: FlowVAE(x_dim, base, PlanarFlow, args.planar),
         "IAF": lambda: FlowVAE(x_dim, base, IAF, args.autoregressive),
         "spline flows": lambda: FlowVAE(x_dim, base, SplineFlow, args.autoregressive),
         "VampPrior + IAF": lambda: FlowVAE(x_dim, partial(VampPrior, base=base), IAF, args.autoregressive),
+        "variational GP": lambda: VariationalGP(
+            x_dim, (args.z_dim,), (args.hidden,), num_points=args.points, batch_norm=False
+        ),
         "denoising": lambda: DenoisingVAE(x_dim, base, level=args.noise),
         "denoising, coarse to fine": lambda: DenoisingVAE(x_dim, base, level=fading),
     }
@@ -62,7 +66,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         "test ELBO": found.test_elbo,
         "test log p(x)": found.test_log_likelihood,
         "KL": sum(found.kl_per_layer.values()),
-        "active units": sum(found.active_units.values()),
+        "active units": sum(count for name, count in found.active_units.items() if name.startswith("z")),
         "seconds": found.seconds,
     }
 
@@ -100,6 +104,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--components", type=int, default=500, help="of the mixture, and pseudo-inputs")
     parser.add_argument("--planar", type=int, default=10, help="number of planar flows")
     parser.add_argument("--autoregressive", type=int, default=2, help="number of autoregressive flows")
+    parser.add_argument("--points", type=int, default=16, help="variational data of the Gaussian process, an image")
     parser.add_argument("--noise", type=float, default=0.2, help="share of pixels drawn anew (at first)")
     parser.add_argument("--num_samples", type=int, default=500, help="importance samples")
     parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
@@ -109,7 +114,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.smoke:
         small = dict(data="digits", epochs=2, warm_up=1, z_dim=3, hidden=16, components=5, planar=1, autoregressive=1)
         args.out = args.out.with_name(args.out.name + "-smoke")
-        vars(args).update(small, num_samples=5, num_images=20)
+        vars(args).update(small, points=4, num_samples=5, num_images=20)
     return args
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import pyro
 import torch
@@ -40,7 +41,11 @@ class CriticSteps:
     def __call__(self, args: tuple) -> None:
         """All steps on a batch, as model and guide take it."""
         for _ in range(self.steps):
-            with critics_learning(self.structure) as parameters, pyro.validation_enabled(False):
+            with (
+                critics_learning(self.structure) as parameters,
+                _still_statistics(self.structure),
+                pyro.validation_enabled(False),
+            ):
                 loss = critic_loss(self.structure, *args)
                 found = [loss.detach(), *torch.autograd.grad(loss, parameters)]
             if self.processes.size > 1:
@@ -71,3 +76,16 @@ class CriticSteps:
         if self.optimizer is not None and state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.total, self.count = state["total"], state["count"]
+
+
+@contextmanager
+def _still_statistics(structure: nn.Module) -> Iterator[None]:
+    """Batch norm's running statistics stay: the draws for the critic are no further batches."""
+    norms = [(m, m.momentum) for m in structure.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m, _ in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in norms:
+            m.momentum = momentum

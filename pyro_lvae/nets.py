@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL = 0.1  # initial gain of the Gaussian heads of deep structures: q and p begin near each other in every layer
+SMALL = 0.1  # initial gain of Gaussian heads in deep structures, whose distributions hardly depend on d at first
 
 
 def linear(in_dim: int, out_dim: int, *, bias: bool = True, gain: float = 1.0) -> nn.Linear:

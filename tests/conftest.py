@@ -129,7 +129,7 @@ STRUCTURES |= {f"{name}-bayesian": partial(_bayesian, make) for name, make in ST
 # By default CORE meets every estimator, the other structures under their own name these FEW, and options of one, or
 # posteriors over its weights, none but where they are those of CORE; the rest of the matrix is `slow`.
 CORE = {"VAE", "HierarchicalVAE", "LadderVAE"}
-FEW = {"Trace_ELBO-particles", "AnalyticELBO", "IWAE", "STL", "RWS"}
+FEW = {"AnalyticELBO", "IWAE", "RWS"}
 QUICK = {name for name in STRUCTURES if name.isidentifier()} | {f"{name}-bayesian" for name in CORE}
 
 

@@ -20,9 +20,12 @@ from pyro_lvae import (
     Dataset,
     DenoisingVAE,
     FactorVAE,
+    FlowVAE,
     FusedAdam,
+    ImplicitPosteriorVAE,
     OptimalPriorVAE,
     SampledELBO,
+    SemiSupervisedVAE,
     VampPrior,
     check,
     elbo,
@@ -201,6 +204,32 @@ def test_a_posterior_over_the_weights_leaves_the_critic_alone(x):
     check(structure, x)
     assert not any("critic" in name for name in structure.names)
     _learn(structure, x, 2)
+
+
+def test_the_critics_steps_leave_batch_norm_as_it_was(x):
+    structure = FactorVAE(12, partial(VAE, z_dim=2, hidden_dim=16), **CRITIC)
+    before = {k: v.clone() for k, v in structure.named_buffers() if "running" in k}
+    _learn(structure, x, 3)
+    assert before
+    assert all(torch.equal(before[k], v) for k, v in structure.named_buffers() if k in before)
+    backward(SampledELBO(), structure, (x,), per=7)
+    assert not any(torch.equal(before[k], v) for k, v in structure.named_buffers() if k in before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FlowVAE(12, partial(OptimalPriorVAE, base=SMALL, **CRITIC), num_flows=1),
+        lambda: OptimalPriorVAE(12, partial(FlowVAE, base=SMALL, num_flows=1), **CRITIC),
+        lambda: OptimalPriorVAE(12, partial(ImplicitPosteriorVAE, z_dim=2, hidden_dim=8), **CRITIC),
+        lambda: FactorVAE(12, partial(SemiSupervisedVAE, num_classes=3, z_dim=2, hidden_dim=8), layer="z1", **CRITIC),
+    ],
+)
+def test_they_go_together(make, tiny, x):
+    structure = make()
+    history = fit(structure, tiny, epochs=2, batch_size=16, callbacks=())
+    assert math.isfinite(history[-1].test_elbo)
+    assert log_likelihood(structure, x, 5).isfinite().all()
 
 
 def test_structures_without_critics_have_no_critic_loss(tiny):

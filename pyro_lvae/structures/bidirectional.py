@@ -72,15 +72,15 @@ class BidirectionalLadderVAE(nn.Module):
         self.z_dims, self.hidden_dim = tuple(z_dims), hidden_dim
         gain = (max(num_blocks, 1) * len(z_dims)) ** -0.5
 
-        def step(in_dim: int) -> Onwards:
+        def step(in_dim: int, gain_of_inlet: float = gain) -> Onwards:
             blocks = (Residual(linear, hidden_dim, gain=gain, activation=activation) for _ in range(num_blocks))
-            return Onwards(linear(in_dim, hidden_dim), nn.Sequential(*blocks))
+            return Onwards(linear(in_dim, hidden_dim, gain=gain_of_inlet), nn.Sequential(*blocks))
 
         def gaussian(size: int) -> Normal:
             return Normal(hidden_dim, size, gain=SMALL, min_variance=min_variance)
 
         sizes = [*(2 * size for size in self.z_dims[:-1]), self.z_dims[-1]]  # BU and TD together
-        self.bottom_up = nn.ModuleList(map(step, (x_dim, *self.z_dims[:-1])))
+        self.bottom_up = nn.ModuleList([step(x_dim, 1.0), *map(step, self.z_dims[:-1])])
         self.evidence = nn.ModuleList(map(gaussian, sizes))
         self.top_down = nn.ModuleList(Shared(step(size)) for size in sizes[1:])
         self.prior = nn.ModuleList(Shared(gaussian(size)) for size in sizes[:-1])

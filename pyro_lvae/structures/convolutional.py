@@ -80,29 +80,14 @@ class ConvLadderVAE(nn.Module):
         self._sides = _halved(self.shape[1:], len(self.layers))
         at = [r for r, number in enumerate(layers) for _ in range(number)]  # the resolution of each layer
         self.z_dims = tuple(z_channels * math.prod(self._sides[r]) for r in at)
-        gain = len(at) ** -0.5
-
-        def block(r: int) -> Residual:
-            return Residual(Conv, self.channels[r], gain=gain, activation=activation)
-
-        def gaussian(r: int, gain: float) -> nn.Module:
-            head = partial(Normal, gain=gain, min_variance=min_variance)
-            return over_pixels(head, self.channels[r], (z_channels, *self._sides[r]))
-
-        def step(above: int, r: int) -> Onwards:
-            inlet = Conv(z_channels, self.channels[above], 1)
-            inlet = nn.Sequential(nn.Unflatten(-1, (z_channels, *self._sides[above])), inlet)
-            return Onwards(inlet, nn.Sequential(*self._up(above, r), block(r)))
-
+        self._residual = partial(Residual, Conv, gain=len(at) ** -0.5, activation=activation)
+        self._head = partial(Normal, min_variance=min_variance)
         self.stem = nn.Sequential(nn.Unflatten(-1, self.shape), Conv(self.shape[0], self.channels[0]))
-        below = [0, *at[:-1]]
-        self.bottom_up = nn.ModuleList(
-            nn.Sequential(*self._down(b, r), block(r)) for b, r in zip(below, at, strict=True)
-        )
-        self.evidence = nn.ModuleList(gaussian(r, 1.0) for r in at)
-        self.top_down = nn.ModuleList(Shared(step(above, r)) for r, above in pairwise(at))
-        self.prior = nn.ModuleList(Shared(gaussian(r, SMALL)) for r in at[:-1])
-        self.decoder = step(at[0], 0)
+        self.bottom_up = nn.ModuleList(self._upwards_step(below, r) for below, r in pairwise((0, *at)))
+        self.evidence = nn.ModuleList(self._gaussian(r) for r in at)
+        self.top_down = nn.ModuleList(Shared(self._downwards_step(above, r)) for r, above in pairwise(at))
+        self.prior = nn.ModuleList(Shared(self._gaussian(r, gain=SMALL)) for r in at[:-1])
+        self.decoder = self._downwards_step(at[0], 0)
         self.likelihood = over_pixels(likelihood, self.channels[0], self.shape)
 
     @property
@@ -139,13 +124,24 @@ class ConvLadderVAE(nn.Module):
             evidence.append(head.moments(h))
         return evidence
 
-    def _down(self, start: int, stop: int) -> list[Conv]:
-        """From one resolution to another, of half the side at each step."""
-        return [Conv(self.channels[r], self.channels[r + 1], stride=2) for r in range(start, stop)]
+    def _upwards_step(self, below: int, r: int) -> nn.Sequential:
+        """f~ from resolution `below` to r."""
+        halvings = (Conv(self.channels[s], self.channels[s + 1], stride=2) for s in range(below, r))
+        return nn.Sequential(*halvings, self._residual(self.channels[r]))
 
-    def _up(self, start: int, stop: int) -> list[Conv]:
-        """From one resolution to another, of twice the side at each step."""
-        return [Conv(self.channels[r], self.channels[r - 1], size=self._sides[r - 1]) for r in range(start, stop, -1)]
+    def _downwards_step(self, above: int, r: int) -> Onwards:
+        """W and f from resolution `above` to r."""
+        inlet = Conv(self.z_channels, self.channels[above], 1)
+        maps = nn.Unflatten(-1, (self.z_channels, *self._sides[above]))
+        doublings = (
+            Conv(self.channels[s], self.channels[s - 1], size=self._sides[s - 1]) for s in range(above, r, -1)
+        )
+        return Onwards(nn.Sequential(maps, inlet), nn.Sequential(*doublings, self._residual(self.channels[r])))
+
+    def _gaussian(self, r: int, **options) -> nn.Module:
+        """A distribution over a latent layer at resolution r."""
+        head = partial(self._head, **options)
+        return over_pixels(head, self.channels[r], (self.z_channels, *self._sides[r]))
 
 
 def over_pixels(conditional: Callable[[int, int], nn.Module], channels: int, shape: Sequence[int]) -> nn.Module:

@@ -50,7 +50,8 @@ class GaussianProcess(nn.Module):
         """f(xi), `[..., B, d]`, for xi `[..., B, c]`, s `[B, m, c]` and t `[B, m, d]`."""
         with torch.autocast(xi.device.type, enabled=False):  # a factor of K needs all of its digits
             s, t = s.to(xi), t.to(xi)
-            lower = torch.linalg.cholesky_ex(self._correlation(s, s) + self.jitter * torch.eye(s.shape[1]).to(xi)).L
+            jitter = self.jitter * torch.eye(s.shape[1], dtype=xi.dtype, device=xi.device)
+            lower = torch.linalg.cholesky_ex(self._correlation(s, s) + jitter).L  # as `cholesky`, without waiting
             rho = self._correlation(xi.unsqueeze(-2), s).squeeze(-2).reshape(-1, *s.shape[:2])
             right = torch.cat([rho.permute(1, 2, 0), t], -1)  # the factor is used once for all particles
             v, w = torch.linalg.solve_triangular(lower, right, upper=False).split([len(rho), t.shape[-1]], -1)
@@ -82,7 +83,7 @@ class VariationalGP(GaussianHierarchy):
 
     Deviations: the paper has any mean-field distribution with parameters f; here it is Gaussian about f, with variances
     from the inference network. The process is that of z_1; the layers above have the guide of `HierarchicalVAE`. The
-    kernel has a jitter, r takes f to be z_1 but for a correction, and f(xi) is near a shift by x plus xi before training.
+    kernel has a jitter, and r takes f to be z_1 but for a correction. Before training f(xi) is near xi, shifted by x.
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -116,7 +117,8 @@ class VariationalGP(GaussianHierarchy):
         self.num_points, self.xi_dim = num_points, self.z_dims[0] if xi_dim is None else xi_dim
         if min(self.num_points, self.xi_dim) < 1 or not jitter > 0:
             raise ValueError(
-                f"num_points={num_points}, xi_dim={xi_dim}, jitter={jitter}: give at least 1, 1, and a jitter above 0"
+                f"num_points={num_points}, xi_dim={self.xi_dim}, jitter={jitter}; sizes must be at least 1, and the "
+                "jitter above 0"
             )
         z_dim, c = self.z_dims[0], self.xi_dim
         self.process = GaussianProcess(c, jitter)
@@ -148,7 +150,7 @@ class VariationalGP(GaussianHierarchy):
         s, t = self.inputs(h), self.outputs(h)
         variance = F.softplus(self.raw_variance(h)) + self._head_options["min_variance"]
         with pyro.plate("data", len(x), dim=-1):
-            xi = pyro.sample("xi", dist.Normal(x.new_zeros(self.xi_dim), 1.0).to_event(1))
+            xi = pyro.sample("xi", dist.Normal(x.new_zeros(self.xi_dim), x.new_ones(self.xi_dim)).to_event(1))
             f = self.process(xi, *(points.unflatten(-1, (self.num_points, -1)) for points in (s, t)))
             z = pyro.sample("z1", normal(pyro.sample("f", f), variance))
             for i, q in enumerate(self.bottom_up):

@@ -34,7 +34,8 @@ class ImplicitLikelihoodVAE(nn.Module):
 
     Args:
         x_dim: size D of the data `[B, D]`.
-        simulator: z_1 `[..., z_dim]` -> x `[..., D]`, at random, for any leading dims; no gradient is asked of it.
+        simulator: z_1 `[..., z_dim]` -> x `[..., D]`, at random, for any leading dims; no gradient is asked of it. On the
+            command line the path of a function annotated `-> torch.Tensor`.
         z_dim: size of z_1.
         hidden_dim: width of the networks.
         num_hidden: hidden layers of each.

@@ -1,0 +1,118 @@
+"""Ladders of five, ten and twelve latent layers: dense, bidirectional, convolutional.
+
+    python examples/deep_ladders.py --root FOLDER        # MNIST
+    python examples/deep_ladders.py --smoke              # seconds, on the embedded digits
+
+The ladder of Sonderby et al. (2016), whose layers see only their neighbours, against two whose deterministic paths
+have skip connections: BIVA (Maaloe et al. 2019), and a ladder of feature maps as very deep VAEs have them. Nats per
+image; log p(x) by importance sampling. Each row has a run folder of its own under --out: its report.html shows samples,
+reconstructions and the KL of every layer. Stopped or done, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, LadderVAE, linear, load
+from pyro_lvae.results import markdown, markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.runs import trained
+
+FIGURES = ("test ELBO", "test log p(x)", "KL", "active units", "parameters", "seconds")
+
+
+def rows_of(data, args) -> dict[str, Callable[[], nn.Module]]:
+    """Makers of the structures, by the name of their row."""
+    x_dim, ladder, deep = data.x_dim, args.ladder, args.bidirectional
+    return {
+        f"ladder, {len(ladder)} layers": lambda: LadderVAE(x_dim, ladder, [args.hidden] * len(ladder)),
+        f"bidirectional, {len(deep)} layers": lambda: BidirectionalLadderVAE(x_dim, deep, args.hidden),
+        f"convolutional, {sum(args.layers)} layers": lambda: ConvLadderVAE(
+            x_dim, data.shape, args.layers, args.channels, args.z_channels
+        ),
+    }
+
+
+def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
+    """Train one structure, or go on with it; its figures, and those of its layers."""
+    torch.manual_seed(args.seed)
+    found = trained(
+        make(),
+        data,
+        folder,
+        num_samples=args.num_samples,
+        num_images=args.num_images,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        beta=linear(0, 1, epochs=args.warm_up),
+    )
+    kl, active = found.kl_per_layer, found.active_units
+    values = (found.test_elbo, found.test_log_likelihood, sum(kl.values()), sum(active.values()))
+    layers = {name: [nats, active[name], found.units[name]] for name, nats in kl.items()}
+    return dict(zip(FIGURES, (*values, found.num_parameters, found.seconds), strict=True)) | {"layers": layers}
+
+
+def tables(rows: dict[str, dict]) -> str:
+    """Markdown: a row a model, and a row a layer."""
+    figures = {name: {k: row[k] for k in FIGURES} for name, row in rows.items()}
+    layers = [
+        [name, layer, f"{kl:.2f}", f"{active} of {units}"]
+        for name, row in rows.items()
+        for layer, (kl, active, units) in row["layers"].items()
+    ]
+    whole = markdown_rows("model", figures, dict.fromkeys(FIGURES[3:], 0))
+    return f"{whole}\n\n{markdown(['model', 'layer', 'KL', 'active units'], layers)}"
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = _arguments(argv)
+    data = load(args.data, args.root)
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "smoke")}
+    path = args.out / "results.json"
+    rows, makers = read_rows(path, settings), rows_of(data, args)
+    if unknown := set(args.rows or ()) - set(makers):
+        raise SystemExit(f"--rows names {sorted(unknown)}; there are {list(makers)}")
+    for name in args.rows or makers:
+        if name not in rows:
+            print(name, flush=True)
+            rows[name] = row(makers[name], data, args.out / name.split(",")[0], args)
+            write_rows(path, settings, rows)
+    write_text(args.out / "results.md", tables(rows) + "\n")
+    print(tables(rows))
+    return rows
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all if left out")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--warm_up", type=int, default=10, help="epochs of warm-up")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=256, help="width of the dense networks")
+    parser.add_argument("--ladder", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of each layer")
+    sizes = [40, 36, 32, 28, 24, 20, 16, 12, 8, 4]
+    parser.add_argument("--bidirectional", type=int, nargs="+", default=sizes, help="units of each layer")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 4, 8], help="latent layers at each resolution")
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64], help="maps at each resolution")
+    parser.add_argument("--z_channels", type=int, default=4, help="maps of a latent layer")
+    parser.add_argument("--num_samples", type=int, default=200, help="importance samples")
+    parser.add_argument("--num_images", type=int, default=500, help="test images for the log-likelihood")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/deep_ladders"))
+    args = parser.parse_args(argv)
+    if args.smoke:
+        small = dict(data="digits", epochs=2, warm_up=1, hidden=16, ladder=[4] * 5, bidirectional=[3] * 10)
+        args.out = args.out.with_name(args.out.name + "-smoke")
+        vars(args).update(small, channels=[4, 8, 8], z_channels=1, num_samples=5, num_images=20)
+    return args
+
+
+if __name__ == "__main__":
+    main()
