@@ -9,7 +9,7 @@ import torch
 from linear_gaussian import ExactPosterior, make_linear, marginal
 from torch import nn
 
-from pyro_lvae import VAE, LadderVAE, ais_log_likelihood, bidirectional_monte_carlo, log_likelihood
+from pyro_lvae import VAE, LadderVAE, VariationalGP, ais_log_likelihood, bidirectional_monte_carlo, log_likelihood
 from pyro_lvae.conditionals import Normal
 
 SHORT = dict(num_chains=16, num_temperatures=60, num_leapfrog=4)
@@ -230,3 +230,14 @@ def test_every_row_is_validated():
 def test_like_gives_the_form_alone():
     bracket = bidirectional_monte_carlo(VAE(6, 2, 4), torch.full((3, 6), 0.5), 4, 4)
     assert bracket.lower.isfinite().all()
+
+
+def test_chains_start_with_auxiliary_variables_that_follow_the_data():
+    """E[w] = p(x) with 3 temperatures, 40,000 chains; 4.5 standard errors: fewer than one in 10^4 fail."""
+    options = dict(num_points=3, num_hidden=0, batch_norm=False, likelihood=Normal)
+    structure = make_linear(VariationalGP(4, (3, 2), (8, 8), **options))
+    structure.auxiliary[1].head[0].weight.data[:6, :4] = 3.0  # r follows x
+    x = marginal(structure).sample((1,))
+    log_w = torch.stack([ais_log_likelihood(structure, x, 5000, 3, 2)[0] for _ in range(8)])
+    w = (log_w - marginal(structure).log_prob(x)[0]).exp()
+    assert abs(w.mean() - 1).item() < 4.5 * stderr(w) + 1e-3

@@ -274,7 +274,7 @@ class _Chains:
         """Chains at draws from p_0."""
         model, guide = path.structure.model, path.structure.guide
         if path.start == "prior":
-            drawn = generate(path.structure, args[0], {}, *args[1:], num_particles=num_chains)
+            drawn = generate(path.structure, args[0], {"x": args[0]}, *args[1:], num_particles=num_chains)
             given = ("x", "y")[: len(args)]  # without labels, a site y is a latent like any other
             z = {name: value for name, (_, value) in drawn.items() if name not in given}
         else:
