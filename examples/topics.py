@@ -4,20 +4,20 @@
     python examples/topics.py --smoke            # seconds, on documents with three planted topics
 
 Each model has the data set of its paper: 2,000 words for NVDM, 1,995 lemmata for ProdLDA. A twentieth of the training
-documents is held out; of NVDM the epoch with the lowest perplexity on them is chosen, and the model trained anew, for
-as many epochs of the same schedules, on all of them. Deviations from NVDM's paper, which
+documents is held out; of NVDM the epoch with the lowest perplexity on them is kept. Deviations from NVDM's paper, which
 improve the held-out perplexity: the encoder gets log(1 + x) and has batch norm and dropout, the KL weight is warmed up,
 and encoder and decoder are trained together. ProdLDA is trained as in its authors' published code, and its topics are
 read off after batch norm.
 
 Perplexity is exp(-1/D sum_d ELBO_d / N_d). NPMI counts words together in a document; the ProdLDA paper counts them in
-windows of 20 words, which bags of words have lost, so its figure is another one. Finished rows, and epochs that were
-chosen, are kept under --out and not computed again.
+windows of 20 words, which bags of words have lost, so its figure is another one. Finished rows are kept under --out,
+and not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ PRODLDA_OPTIONS = dict(
     warm_up=0.0,
 )
 # What each row is trained with. `warm_up` is a share of the epochs; with `chosen`, the learning rate falls by a cosine,
-# and training ends after the epoch that is best on held-out documents.
+# and the epoch is kept that is best on held-out documents.
 MODELS: dict[str, dict] = {
     "NVDM, K = 50": NVDM_OPTIONS | dict(z_dim=50, epochs=150),
     "NVDM, K = 200": NVDM_OPTIONS | dict(z_dim=200, epochs=150),
@@ -73,16 +73,17 @@ QUERIES = ("weapons", "medical", "companies", "define", "israel", "book")  # of 
 
 
 class KeepBest(Callback):
-    """Which epoch has the lowest perplexity on held-out documents, by the weights of a structure in training."""
+    """Keeps the weights of the epoch with the lowest perplexity on held-out documents."""
 
-    def __init__(self, x: Tensor):
-        self.x, self.perplexity, self.epoch = x, float("inf"), 0
-        self.structure: nn.Module | None = None
+    def __init__(self, structure: nn.Module, x: Tensor):
+        self.structure, self.x, self.perplexity = structure, x, float("inf")
+        self.epoch, self.weights = 0, copy.deepcopy(structure.state_dict())
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         found = perplexity(self.structure, self.x, num_samples=2)
         if found < self.perplexity:
             self.perplexity, self.epoch = found, metrics.epoch
+            self.weights = copy.deepcopy(self.structure.state_dict())
         if metrics.epoch % 10 == 0:
             print(f"epoch {metrics.epoch}: held-out perplexity {found:.1f}", flush=True)
 
@@ -105,46 +106,32 @@ def planted(num_documents: int = 300) -> Dataset:
     return Dataset("planted", x[: num_documents // 2], x[num_documents // 2 :], vocabulary=vocabulary)
 
 
-def train(options: dict, data: Dataset, args: argparse.Namespace, total: int, stop: int, best: KeepBest | None = None):
-    """A model, trained on the documents of `data` for the first `stop` of `total` planned epochs; its metrics."""
-    warm_up = round(options["warm_up"] * total)
+def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
+    """Train one model and measure it; its curves go into the folder of the results."""
+    options, epochs = MODELS[name], args.epochs or MODELS[name]["epochs"]
+    part, warm_up = held_out(data), round(options["warm_up"] * epochs)
     torch.manual_seed(args.seed)
     structure = options["make"](data.x_dim, args.z_dim or options["z_dim"])
-    if best is not None:
-        best.structure = structure
+    best = KeepBest(structure, part.x_test)
     history = fit(
         structure,
-        data,
+        part,
         AnalyticELBO(),
-        epochs=stop,
+        epochs=epochs,
         batch_size=options["batch_size"],
         beta=linear(0, 1, epochs=warm_up) if warm_up else 1.0,
         optimizer=options["optimizer"],
-        lr_scheduler=partial(CosineAnnealingLR, T_max=total) if options["chosen"] else None,
-        callbacks=() if best is None else (best,),
+        lr_scheduler=partial(CosineAnnealingLR, T_max=epochs) if options["chosen"] else None,
+        callbacks=(best,) if options["chosen"] else (),
     )
-    return structure, history
-
-
-def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
-    """Train one model and measure it; its curves go into the folder of the results."""
-    options, total = MODELS[name], args.epochs or MODELS[name]["epochs"]
-    part, stem, found = held_out(data), name.replace(", K = ", "-").lower(), dict(epochs=total, epoch=total)
     if options["chosen"]:
-        choice = read_rows(args.out / f"{stem}-choice.json", settings := dict(total=total, seed=args.seed))
-        if not choice:
-            best = KeepBest(part.x_test)
-            train(options, part, args, total, total, best)
-            choice = {"epoch": best.epoch, "validation_perplexity": best.perplexity}
-            write_rows(args.out / f"{stem}-choice.json", settings, choice)
-        found |= choice
-    everything = replace(part, x_train=data.x_train)  # what is held out is not needed any more
-    structure, history = train(options, everything, args, total, found["epoch"])
-    plots.save({stem: plots.elbo_curves(history)}, args.out)
-    return found | dict(seconds=history[-1].seconds) | measure(structure, data, args)
+        structure.load_state_dict(best.weights)
+    plots.save({name.replace(", K = ", "-").lower(): plots.elbo_curves(history)}, args.out)
+    found = dict(epochs=epochs, epoch=best.epoch if options["chosen"] else epochs, seconds=history[-1].seconds)
+    return found | measure(structure, part, data, args)
 
 
-def measure(structure: nn.Module, data: Dataset, args: argparse.Namespace) -> dict:
+def measure(structure: nn.Module, part: Dataset, data: Dataset, args: argparse.Namespace) -> dict:
     """Perplexities, coherence, topics and nearest words."""
     torch.manual_seed(args.seed + 1)
     words, some = data.vocabulary, data.x_test[: args.num_documents]
@@ -153,7 +140,8 @@ def measure(structure: nn.Module, data: Dataset, args: argparse.Namespace) -> di
     order = coherence["train"].argsort(descending=True).tolist()
     asked = [word for word in QUERIES if word in words] or words[::4]
     return dict(
-        train_perplexity=perplexity(structure, data.x_train[: len(data.x_test)]),
+        train_perplexity=perplexity(structure, part.x_train[: len(data.x_test)]),
+        validation_perplexity=perplexity(structure, part.x_test),
         test_perplexity=perplexity(structure, data.x_test),
         sampled_documents=len(some),
         sampled_perplexity=perplexity(structure, some, args.num_samples, estimate=log_likelihood),
@@ -186,8 +174,7 @@ def report(results: dict[str, dict]) -> str:
     heads = ["model", *(head for head, _ in _COLUMNS.values())]
     parts = [["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]]
     for name, r in results.items():
-        cells = [format(r[k], form) if k in r else "" for k, (_, form) in _COLUMNS.items()]
-        parts[0].append(" | ".join([f"| {name}", *cells]) + " |")
+        parts[0].append(" | ".join([f"| {name}", *(format(r[k], form) for k, (_, form) in _COLUMNS.items())]) + " |")
     for name, r in results.items():
         lines = [f"**{name}**: the most coherent topics (NPMI on the training documents), and the nearest words", ""]
         scored = list(zip(r["npmi_of_topics"], r["topics"], strict=True))[:10]
