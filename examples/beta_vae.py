@@ -59,6 +59,7 @@ from pyro_lvae.results import write_json, write_text
 
 Scores = dict[str, float | None]
 MIN_VARIANCE = 0.01  # units that vary less are dead, and take no part in the FactorVAE metric
+MODELS = ["VAE", "beta-VAE", "constrained", "beta-TCVAE", "FactorVAE"]
 COLUMNS = {
     "kl": "KL",
     "reconstruction": "E[log p(x given z)]",
@@ -94,15 +95,21 @@ def makers(args: argparse.Namespace, data: Dataset, results: dict[str, Scores]) 
     return {
         "VAE": lambda: (beta_vae(data.x_dim), BetaELBO(1.0)),
         "beta-VAE": lambda: (beta_vae(data.x_dim), BetaELBO(args.beta)),
-        "constrained": lambda: (beta_vae(data.x_dim), ConstrainedELBO(args.epsilon or results["beta-VAE"]["kl"])),
+        "constrained": lambda: (beta_vae(data.x_dim), ConstrainedELBO(_budget(args, results))),
         "beta-TCVAE": lambda: (beta_vae(data.x_dim), BetaTCELBO(args.tc_beta, size=len(data.x_train))),
         "FactorVAE": lambda: (factor(data.x_dim), BetaELBO(1.0)),
     }
 
 
+def _budget(args: argparse.Namespace, results: dict[str, Scores]) -> float:
+    if args.epsilon is None and "beta-VAE" not in results:
+        raise SystemExit("the constrained form has the KL of the beta-VAE as its budget: give --epsilon, or name both")
+    return results["beta-VAE"]["kl"] if args.epsilon is None else args.epsilon
+
+
 def train(structure: nn.Module, estimator: LedgerELBO, data: Dataset, args: argparse.Namespace, folder: Path) -> Scores:
     """Train, or finish what an earlier call with the same settings began in `folder`; then score."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "models")}
     settings |= {k: getattr(estimator, k) for k in ("beta", "epsilon", "size") if hasattr(estimator, k)}
     if (folder / "settings.json").exists() and json.loads((folder / "settings.json").read_text()) != settings:
         raise SystemExit(f"{folder} holds a run with other settings; name another folder with --out")
@@ -166,6 +173,7 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="five epochs of small models on bars")
     parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--z_dim", type=int, default=10)
@@ -184,10 +192,10 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
 
     data = bars() if args.smoke else load("dsprites", args.root)
     results: dict[str, Scores] = {}
-    for name, make in makers(args, data, results).items():
+    for name in args.models:
         print(name, flush=True)
         torch.manual_seed(args.seed)
-        structure, estimator = make()
+        structure, estimator = makers(args, data, results)[name]()
         results[name] = train(structure, estimator, data, args, args.out / name)
         pictures(structure, data, name, args.out)
         write_text(args.out / "results.json", json.dumps(results, indent=2) + "\n")
