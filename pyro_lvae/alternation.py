@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .critics import critic_loss, critics_learning, has_critic
@@ -47,7 +47,7 @@ class CriticSteps:
                 pyro.validation_enabled(False),
             ):
                 loss = critic_loss(self.structure, *args)
-                found = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+                found = [loss.detach(), *self._gradients(loss, parameters)]
             if self.processes.size > 1:
                 found = [t / self.processes.size for t in self.processes.add_up(found)]
             for p, gradient in zip(parameters, found[1:], strict=True):
@@ -56,6 +56,22 @@ class CriticSteps:
             self.total, self.count = self.total + found[0], self.count + 1
             for p in parameters:
                 p.grad = None
+
+    def _gradients(self, loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if any(g is None for g in found):
+            raise ValueError(
+                f"critic_loss of {type(self.structure).__name__} leaves parameters of a Critic without a gradient; a "
+                "structure with several critics adds up the losses of all"
+            )
+        return list(found)
+
+    def settings(self) -> dict:
+        """What a resumed run must have in common with the one that was stopped."""
+        if self.optimizer is None:
+            return {}
+        plain = {k: v for k, v in self.optimizer.defaults.items() if isinstance(v, bool | int | float | str | tuple)}
+        return {f"critic_{k}": v for k, v in {"optimizer": type(self.optimizer).__name__, **plain}.items()}
 
     def mean_loss(self) -> float | None:
         """The mean loss since the last call, nats; `None` without critics."""

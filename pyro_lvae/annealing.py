@@ -13,6 +13,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .critics import PRIOR_OF
 from .schedules import Schedule, constant
 from .traces import DATA, data_frame
 
@@ -45,9 +46,10 @@ class anneal(Messenger):
         self.beta = beta
 
     def _pyro_sample(self, msg: dict) -> None:
-        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+        name = msg["infer"].get(PRIOR_OF, msg["name"])  # a factor of a prior goes with its site
+        if (msg["is_observed"] and name == msg["name"]) or type(msg["fn"]).__name__ == "_Subsample":
             return
-        beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
+        beta = self.beta.get(name, 1.0) if isinstance(self.beta, Mapping) else self.beta
         msg["scale"] = msg["scale"] * beta
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pyro
 import torch
+from pyro.distributions import Unit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .nets import MLP, linear
+
+PRIOR_OF, PENALTY = "prior_of", "penalty"  # in `infer` of a factor: what it is a part of
 
 
 class Critic(nn.Module):
@@ -89,6 +93,19 @@ class PairCritic(Critic):
         return super().forward(self.features(x), z)
 
 
+def factor(name: str, log_factor: Tensor, *, prior_of: str | None = None) -> None:
+    """`pyro.factor(name, log_factor)` of a model, which says what it is a part of.
+
+    Args:
+        log_factor: nats, `[..., B]`; stands inside the data plate.
+        prior_of: the latent site whose prior is multiplied by it: it is annealed with that site, and belongs to its KL.
+            Left out, it is a penalty of the training, and no part of a bound on log p(x).
+    """
+    unit = Unit(log_factor)
+    mark = {PENALTY: True} if prior_of is None else {PRIOR_OF: prior_of}
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True} | mark)
+
+
 def has_critic(structure: nn.Module) -> bool:
     """Whether there is something in it that learns beside the ELBO."""
     return any(isinstance(m, Critic) for m in structure.modules())
@@ -101,6 +118,11 @@ def critic_loss(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> Ten
     draws are those of the model and guide as they are, whatever stands around.
     """
     learners = [m for m in structure.modules() if callable(getattr(m, "critic_loss", None))]
+    if not learners:
+        raise ValueError(
+            f"{type(structure).__name__} holds a Critic and no critic_loss(pair, x, y) that would train it; write "
+            "one, or make it a network of another kind"
+        )
     return sum(m.critic_loss(structure, x, y) for m in learners)
 
 

@@ -102,6 +102,11 @@ class Processes:
                 f"{type(estimator).__name__} learns a multiplier from its batch, and {self.size} processes would each "
                 "have another; train in one process"
             )
+        if getattr(estimator, "size", 0) is None:
+            raise ValueError(
+                f"{type(estimator).__name__} takes the batch for the data set, and each of {self.size} processes has a "
+                "share of it; give size=, the number of training rows"
+            )
         foreign = [
             name
             for name, m in structure.named_modules()

@@ -87,6 +87,7 @@ class Loop:
         self.eager = Step(structure, self.estimator, **options)
         self.compile, self.compiled, self.trial = compile, None, []
         self.critics = CriticSteps(structure, critic_optimizer, critic_steps, processes)
+        self.settings |= self.critics.settings()
         self.planned, self.callbacks = (0, math.inf), []
         self.out = out
         self.told = [m for m in structure.modules() if callable(getattr(m, "advance", None))]

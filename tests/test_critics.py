@@ -11,14 +11,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import LADDER
+from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
 from pyro_lvae import (
+    ADGM,
+    GECO,
+    IWAE,
+    RWS,
     VAE,
     BayesianWeights,
     BetaTCELBO,
     Dataset,
     DenoisingVAE,
+    DReG,
     FactorVAE,
     FlowVAE,
     FusedAdam,
@@ -27,14 +33,17 @@ from pyro_lvae import (
     SampledELBO,
     SemiSupervisedVAE,
     VampPrior,
+    ais_log_likelihood,
+    anneal,
     check,
+    compare,
     elbo,
     fit,
     log_likelihood,
 )
 from pyro_lvae.alternation import CriticSteps
 from pyro_lvae.critics import Critic, critic_loss, critics_learning
-from pyro_lvae.objectives import backward
+from pyro_lvae.objectives import backward, check_supported
 from pyro_lvae.objectives.decomposed import aggregated
 from pyro_lvae.traces import generate, ledger
 
@@ -148,10 +157,38 @@ def test_the_factor_of_the_optimal_prior_is_normalised_and_the_prior_stays_close
     assert value == pytest.approx(2.0, abs=1.0)
     site = ledger(structure.model, structure.guide, x)["z1"]
     plain = ledger(structure.base.model, structure.base.guide, x)["z1"]
-    torch.testing.assert_close(site.kl(), plain.kl())
+    torch.testing.assert_close(site.kl(), plain.kl() - structure.log_ratio(site.value))
     for _ in range(300):  # the running mean gets there too
         structure._move_normalizer(torch.randn(500, 2))
     assert structure.log_normalizer.item() == pytest.approx(value, abs=0.1)
+
+
+def test_the_ratio_belongs_to_the_prior(x):
+    """It is annealed with its layer, and is a part of that layer's KL, not of the reconstruction."""
+    structure = OptimalPriorVAE(12, SMALL, **CRITIC)
+    with anneal(beta=0.3):
+        sites = ledger(structure.model, structure.guide, x, num_particles=4)
+    assert set(sites) == {"z1", "x"}
+    z, base = sites["z1"], dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    torch.testing.assert_close(z.log_p, base.log_prob(z.value) + structure.log_ratio(z.value))
+    torch.testing.assert_close(sites.local_log_weight(), sites["x"].log_p + 0.3 * (z.log_p - z.log_q))
+    torch.testing.assert_close(sites.kl_shares()["z1"], 0.3 * (z.log_q - z.log_p))
+    losses = []
+    for estimator in (Trace_ELBO(max_plate_nesting=1), SampledELBO()):
+        torch.manual_seed(2)
+        with anneal(beta=0.3):
+            losses.append(estimator.loss(structure.model, structure.guide, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_annealed_importance_sampling_and_comparison_take_it_along(x):
+    structure = OptimalPriorVAE(12, SMALL, **CRITIC)
+    structure.normalize()
+    for start in ("prior", "guide"):
+        found = ais_log_likelihood(structure, x, 32, 40, 3, start=start)
+        assert (found - log_likelihood(structure, x, 4000)).abs().max() < 0.3
+    few = dict(num_repeats=4, num_samples=50, reference_particles=10, num_temperatures=5, num_chains=2)
+    compare(structure, x, [SampledELBO(), IWAE(3)], **few)
 
 
 @pytest.mark.parametrize("make", [FactorVAE, OptimalPriorVAE])
@@ -244,6 +281,7 @@ def test_structures_without_critics_have_no_critic_loss(tiny):
         (lambda: FactorVAE(12, partial(SMALL, z_dim=1)), "at least two real numbers"),
         (lambda: OptimalPriorVAE(12, partial(VampPrior, base=SMALL)), "parameters"),
         (lambda: BetaTCELBO(-1), "beta is -1"),
+        (lambda: BetaTCELBO(size=0), "size is 0"),
     ],
 )
 def test_refusals(make, message):
@@ -299,6 +337,38 @@ def test_the_estimate_from_a_batch_is_unbiased(x):
         object.__setattr__(part, "value", z[rows])
         found.append(aggregated(part, 7)[0][0].exp())
     torch.testing.assert_close(torch.stack(found).mean(), exact[0].exp())
+
+
+@pytest.mark.parametrize("estimator", [IWAE(3), DReG(3), RWS(3), GECO(5.0), RenyiELBO(num_particles=2)])
+def test_a_penalty_is_no_weight(estimator, x):
+    structure = FactorVAE(12, SMALL, **CRITIC)
+    with pytest.raises(ValueError, match="penalty"):
+        check_supported(estimator, ledger(structure.model, structure.guide, x))
+    structure.eval()
+    check_supported(estimator, ledger(structure.model, structure.guide, x))
+
+
+def test_another_optimiser_is_refused_on_resuming(tiny, tmp_path):
+    structure = FactorVAE(12, SMALL, **CRITIC)
+    fit(structure, tiny, epochs=1, out=tmp_path, callbacks=())
+    other = partial(torch.optim.SGD, lr=0.1)
+    with pytest.raises(ValueError, match="critic_optimizer was 'CriticAdam' and is 'SGD'"):
+        fit(structure, tiny, epochs=2, out=tmp_path, resume=True, critic_optimizer=other, callbacks=())
+
+
+def test_a_critic_without_a_loss_is_named(tiny):
+    structure = SMALL(12)
+    structure.critic = Critic(2, 4)
+    with pytest.raises(ValueError, match="VAE holds a Critic and no critic_loss"):
+        fit(structure, tiny, epochs=1, callbacks=())
+
+
+def test_enumerated_sites_and_small_data_sets_are_refused(x):
+    adgm, vae = ADGM(12, 3, 2, 8), SMALL(12)
+    with pytest.raises(ValueError, match="enumerated"):
+        BetaTCELBO().loss(adgm.model, adgm.guide, x)
+    with pytest.raises(ValueError, match="the batch alone has 7 rows"):
+        BetaTCELBO(size=3).loss(vae.model, vae.guide, x)
 
 
 def test_layers_whose_posterior_depends_on_others_are_refused(x):

@@ -117,7 +117,7 @@ def bidirectional_elbo(w, x):
 
     def head(name, d):
         out = affine(f"{name}.head.0", d)
-        return out[..., : out.shape[-1] // 2], F.softplus(out[..., out.shape[-1] // 2 :]) + 1e-5
+        return out[..., : out.shape[-1] // 2], F.softplus(out[..., out.shape[-1] // 2 :]) + 0.01
 
     def bu(moments):
         return [m[..., : m.shape[-1] // 2] for m in moments]
@@ -171,7 +171,7 @@ def convolutional_elbo(w, x):
 
     def head(name, d):
         out = conv(f"{name}.head.0.0", d)
-        return out[:, :2].flatten(1), F.softplus(out[:, 2:]).flatten(1) + 1e-5
+        return out[:, :2].flatten(1), F.softplus(out[:, 2:]).flatten(1) + 0.01
 
     h_1 = block("bottom_up.0.0", conv("stem.1", x.reshape(-1, 1, 3, 4)))
     h_2 = block("bottom_up.1.1", conv("bottom_up.1.0", h_1, stride=2))

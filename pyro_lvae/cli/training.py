@@ -102,6 +102,10 @@ def train(
     torch.manual_seed(seed)
     module = _build(structure, bayesian, dataset)
     supervised = takes_labels(module, supervised)
+    if labels is not None and not supervised:
+        raise ValueError(
+            f"{type(module).__name__} takes no labels, and --labels {labels} asks to keep some; leave it out"
+        )
     name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None

@@ -33,6 +33,8 @@ def few_labels(data: Dataset, count: int, *, seed: int = 0, share: float = 0.0) 
     if not 0 <= share < 1:
         raise DataError(f"share is {share}; expected 0 <= share < 1")
     classes = y[y >= 0].unique()
+    if len(classes) == 0:
+        raise DataError(f"all labels of {data.name} are hidden already")
     each, rest = divmod(count, len(classes))
     if rest or each < 1:
         raise DataError(f"count is {count}, and there are {len(classes)} classes; give a multiple of that")

@@ -97,6 +97,7 @@ def label_probabilities(
 
 
 def _labels(sites: Ledger) -> Tensor:
+    refuse_global_sites(sites)
     q = sites["y"].q if "y" in sites else None
     if not isinstance(q, Categorical):
         raise ValueError(f"the latents are {', '.join(map(repr, sites.latents))}: no Categorical 'y' is in the guide")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions import Categorical
 from torch import Tensor, nn
 
 from ..traces import Ledger, Site, evaluating, guide_sites
@@ -99,7 +100,9 @@ def posterior_samples(structure: nn.Module, x: Tensor, *, y: Tensor | None = Non
 
 
 def _layers(sites: Ledger) -> dict[str, Site]:
-    return {name: site for name, site in sites.latents.items() if site.is_local and site.q is not None}
+    """The local latents of the guide, but for class numbers, whose mean says nothing."""
+    found = {name: site for name, site in sites.latents.items() if site.is_local and site.q is not None}
+    return {n: s for n, s in found.items() if not isinstance(s.q, Categorical)}
 
 
 def _conditional_mean(site: Site, sites: Ledger) -> Tensor:

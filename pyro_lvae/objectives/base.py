@@ -12,7 +12,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
 from ..traces import Ledger, ledger
-from .support import check_densities, check_reparameterised, check_scores
+from .support import check_densities, check_reparameterised, check_scores, check_weights
 
 
 class LedgerELBO(ELBO):
@@ -28,11 +28,15 @@ class LedgerELBO(ELBO):
         needs_rsample: whether local sites must be reparameterised; global ones always must.
         splits_densities: whether `objective` gives log p and log q gradients of their own.
         at_fixed_draws: whether it needs log q as a function of the draw.
+        weighs_draws: whether the particles of a datum are weighed, so that a penalty would choose among them.
+        needs_scores: whether the guide's gradient has d log q(z|x) at fixed z in it, with a mean that is not 0.
     """
 
     needs_rsample = True
     splits_densities = False
     at_fixed_draws = False
+    weighs_draws = False
+    needs_scores = False
 
     def __init__(self, num_particles: int = 1):
         if not isinstance(num_particles, int) or num_particles < 1:
@@ -50,6 +54,8 @@ class LedgerELBO(ELBO):
     def check(self, sites: Ledger) -> None:
         """Raise `ValueError` where the estimator would be wrong on a structure with these sites."""
         check_reparameterised(type(self).__name__, sites, local=self.needs_rsample)
+        if self.num_particles > 1:
+            check_weights(type(self).__name__, sites, weighs=self.weighs_draws, needs_scores=self.needs_scores)
         if self.splits_densities:
             check_densities(type(self).__name__, sites, at_fixed_draws=self.at_fixed_draws)
         if not self.needs_rsample:

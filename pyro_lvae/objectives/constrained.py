@@ -10,6 +10,7 @@ from torch import Tensor
 from ..traces import Ledger
 from .base import LedgerELBO
 from .elbo import reconstruction
+from .support import names
 
 LIMITS = 1e-4, 1e4  # of a multiplier
 
@@ -127,6 +128,14 @@ class GECO(Lagrangian):
         violation = self.violation(sites)
         price = self.multiplier.to(violation) * violation
         return -sites.rows * (_kl(sites) + price) + sites.global_log_weight()
+
+    def check(self, sites: Ledger) -> None:
+        super().check(sites)
+        if sites.penalties:
+            raise ValueError(
+                f"GECO bounds -log p(x|z), and the model has a penalty {names(sites.penalties)} besides; use "
+                "pyro_lvae.SampledELBO or ConstrainedELBO"
+            )
 
     def violation(self, sites: Ledger) -> Tensor:
         return -reconstruction(sites) / sites.rows - self.allowance

@@ -42,6 +42,8 @@ class BetaTCELBO(LedgerELBO):
     ):
         super().__init__(num_particles=num_particles)
         weights = dict(beta=beta, alpha=alpha, gamma=gamma)
+        if size is not None and size < 1:
+            raise ValueError(f"size is {size}; give the number of rows of the data set")
         for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"{name} is {value}; a weight must be 0 or more")
@@ -57,6 +59,16 @@ class BetaTCELBO(LedgerELBO):
     def check(self, sites: Ledger) -> None:
         super().check(sites)
         name = self._layer(sites)
+        if any(s.is_enumerated for s in sites.values()):
+            raise ValueError(
+                f"{type(self).__name__} takes draws of the layers alone, and there are enumerated sites without "
+                "independent units; use pyro_lvae.BetaELBO"
+            )
+        if self.size is not None and sites.batch_rows > self.size:
+            raise ValueError(
+                f"size is {self.size}, and the batch alone has {sites.batch_rows} rows; size is the number of rows of "
+                "the data set"
+            )
         if name not in sites.latents:
             raise ValueError(f"layer is {name!r}; the latent sites are {list(sites.latents)}")
         q = sites[name].q

@@ -45,6 +45,8 @@ class Renyi(LedgerELBO):
         num_particles: K.
     """
 
+    weighs_draws = needs_scores = True
+
     def __init__(self, alpha: float = 0.5, num_particles: int = 5):
         super().__init__(num_particles=num_particles)
         if math.isnan(alpha):
@@ -72,6 +74,8 @@ class IWAE(LedgerELBO):
     torch.Size([])
     """
 
+    weighs_draws = needs_scores = True
+
     def __init__(self, num_particles: int = 5):
         super().__init__(num_particles=num_particles)
 
@@ -88,6 +92,8 @@ class CIWAE(LedgerELBO):
         elbo_weight: between 0 and 1; the paper's beta, which here is the name of the KL weight.
         num_particles: K.
     """
+
+    weighs_draws = needs_scores = True
 
     def __init__(self, elbo_weight: float = 0.5, num_particles: int = 5):
         super().__init__(num_particles=num_particles)
@@ -112,6 +118,8 @@ class MIWAE(LedgerELBO):
         num_outer: M.
         num_inner: K.
     """
+
+    weighs_draws = needs_scores = True
 
     def __init__(self, num_outer: int = 5, num_inner: int = 5):
         _check_counts(num_outer, num_inner)
@@ -167,7 +175,7 @@ class RWS(LedgerELBO):
     """
 
     needs_rsample = False
-    splits_densities = at_fixed_draws = True
+    splits_densities = at_fixed_draws = weighs_draws = needs_scores = True
 
     def __init__(self, num_particles: int = 10):
         super().__init__(num_particles=num_particles)
@@ -206,7 +214,7 @@ class TVO(LedgerELBO):
     """
 
     needs_rsample = False
-    splits_densities = at_fixed_draws = True
+    splits_densities = at_fixed_draws = weighs_draws = needs_scores = True
 
     def __init__(self, num_particles: int = 10, num_partitions: int = 5, log10_t1: float = -1.09):
         super().__init__(num_particles=num_particles)

@@ -75,7 +75,7 @@ class DReG(LedgerELBO):
             by guide and model.
     """
 
-    splits_densities = at_fixed_draws = True
+    splits_densities = at_fixed_draws = weighs_draws = True
 
     def __init__(self, num_particles: int = 5, alpha: float = 0.0, prior: bool = False):
         super().__init__(num_particles=num_particles)

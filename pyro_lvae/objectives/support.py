@@ -36,6 +36,8 @@ def check_supported(estimator: ELBO, sites: Ledger) -> None:
             f"the guide enumerates {_of_guide(sites)} and {name} would draw it; use "
             "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), or pyro_lvae.SampledELBO or IWAE"
         )
+    if isinstance(estimator, RenyiELBO) and estimator.num_particles > 1:
+        check_weights(name, sites, weighs=True, needs_scores=True)
     if sites.global_sites and isinstance(estimator, RenyiELBO):
         raise ValueError(
             f"RenyiELBO weighs whole batches, not data, once there is a site outside the data plate, and there "
@@ -93,10 +95,20 @@ def check_scores(name: str, sites: Ledger) -> None:
             f"{name} trains the guide by its log-density at the draws, and {names(points)} is a point mass; use "
             "pyro_lvae.SampledELBO"
         )
-    if implicit := [n for n, s in sites.latents.items() if getattr(s.q, "is_implicit", False)]:
+
+
+def check_weights(name: str, sites: Ledger, *, weighs: bool, needs_scores: bool) -> None:
+    """Raise `ValueError` where weighed particles would be weighed by, or learn from, what is no density."""
+    if weighs and sites.penalties:
         raise ValueError(
-            f"{name} trains the guide by its log-density at the draws, and that of {names(implicit)} is a critic's; "
-            "use pyro_lvae.SampledELBO or IWAE"
+            f"{name} weighs particles by all factors of the model, and {names(sites.penalties)} is a penalty of the "
+            "training, which would choose among them; use pyro_lvae.SampledELBO"
+        )
+    implicit = [n for n, s in sites.latents.items() if getattr(s.q, "is_implicit", False)]
+    if needs_scores and implicit:
+        raise ValueError(
+            f"{name} needs the gradient of log q at fixed draws, and log q of {names(implicit)} is a critic's, which "
+            "has none; use pyro_lvae.SampledELBO, STL or DReG"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -13,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..critics import factor
 from ..nets import evaluation_mode
 
 
@@ -110,15 +110,15 @@ class Exchange(Messenger):
 
 
 class Beside(Messenger):
-    """After the site named, and inside its plates, a factor of its value: `pyro.factor(factor, log_factor(z))`."""
+    """After the site named, and inside its plates, a factor of its value, as `pyro_lvae.critics.factor` has it."""
 
-    def __init__(self, name: str, factor: str, log_factor: Callable[[Tensor], Tensor]):
+    def __init__(self, name: str, factor: str, log_factor: Callable[[Tensor], Tensor], **of):
         super().__init__()
-        self.name, self.factor, self.log_factor = name, factor, log_factor
+        self.name, self.factor, self.log_factor, self.of = name, factor, log_factor, of
 
     def _pyro_post_sample(self, msg: dict) -> None:
         if msg["name"] == self.name:
-            pyro.factor(self.factor, self.log_factor(msg["value"]))
+            factor(self.factor, self.log_factor(msg["value"]), **self.of)
 
 
 class Seen(Messenger):

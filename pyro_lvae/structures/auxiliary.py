@@ -17,7 +17,7 @@ class ADGM(SemiSupervisedVAE):
         p(y) p(z_1) p(x|y, z_1) p(a|x, y, z_1)
         q(a|x) q(y|a, x) q(z_1|a, x, y)
 
-    (Eqs. 1-8 there.) a makes q(y, z_1|x) richer; in the model it comes after x, which leaves p(x) as it was.
+    (Section 2 there.) a makes q(y, z_1|x) richer; in the model it comes after x, which leaves p(x) as it was.
 
     Args:
         a_dim: size of a; that of z_1 if left out.
@@ -77,7 +77,7 @@ class ADGM(SemiSupervisedVAE):
 
 
 class SDGM(ADGM):
-    r"""The skip deep generative model, where a is a layer of the model (Maaloe et al. 2016, section 2.3).
+    r"""The skip deep generative model, where a is a layer of the model (Maaloe et al. 2016).
 
         p(y) p(z_1) p(a|y, z_1) p(x|a, y, z_1),  guide as of `ADGM`
 

@@ -34,9 +34,9 @@ class BidirectionalLadderVAE(nn.Module):
     (Section 3 there; f and f~ are residual blocks.) Sites are `"zL"`, `"z1_bu"`, `"z1_td"` ... Since the guide samples
     the BU half of the hierarchy before its top, estimators with closed-form KLs refuse it, as bottom-up guides.
 
-    Deviations from the paper: q(z_i^TD|.) is a network of d~_i and d_i together there, and the ladder's merge here,
-    which begins as the prior corrected by evidence; d_i+1 and z_i+1 are joined by a sum where it concatenates; layers
-    are dense and have no weight normalisation: the blocks are initialised by depth instead.
+    Deviations from the paper: its q(z_i^TD|.) is a network of d~_i and d_i together, and the ladder's merge here
+    (Sonderby et al. 2016, eqs. 17-18); d_i+1 and z_i+1 are added up where it concatenates them; its networks are
+    convolutional with weight normalisation, these are dense, and a block starts scaled by depth instead (Child 2021).
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -45,7 +45,8 @@ class BidirectionalLadderVAE(nn.Module):
         likelihood: `(in_dim, x_dim) -> nn.Module` that maps features to a distribution over x.
         num_blocks: residual blocks of two hidden layers in each step of a path; 0 makes every conditional linear.
         activation: makes the nonlinearity.
-        min_variance: floor of the latent variances.
+        min_variance: floor of the latent variances. A layer without use shrinks in p and q together, at no cost, and
+            the noise of gradients grows with its precision.
 
     >>> structure = BidirectionalLadderVAE(9, z_dims=(3, 2), hidden_dim=8)
     >>> [structure.num_layers, len(structure.prior)]
@@ -61,7 +62,7 @@ class BidirectionalLadderVAE(nn.Module):
         likelihood: Callable[[int, int], nn.Module] = Bernoulli,
         num_blocks: int = 1,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
-        min_variance: float = 1e-5,
+        min_variance: float = 1e-2,
     ):
         super().__init__()
         if min((x_dim, *z_dims, hidden_dim)) < 1 or not len(z_dims) or num_blocks < 0:

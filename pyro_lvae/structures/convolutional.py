@@ -30,13 +30,14 @@ class ConvLadderVAE(nn.Module):
         q(z_i|z_>i, x)  = the precision merge of N(mu^(h_i), sigma^2^(h_i)) and p(z_i|z_>i)
 
     f and f~ are residual blocks of 3x3 convolutions; where the resolution changes between two layers, a convolution
-    of stride 2 halves it before f~_i, and repeated pixels and a convolution double it before f_i. The two passes over
-    one residual top-down path are those of the ResNet VAE (Kingma et al. 2016, section 4 and appendix), of NVAE (Vahdat
-    & Kautz 2020) and of the very deep VAE (Child 2021); the merge is the ladder's (Sonderby et al. 2016, eqs. 17-19).
+    of stride 2 halves it in f~_i, and repeated pixels and a convolution double it in f_i. A pass upwards and a
+    stochastic one downwards along a residual path that model and guide share are those of the ResNet VAE (Kingma et al.
+    2016), of NVAE (Vahdat & Kautz 2020) and of the very deep VAE (Child 2021); the merge is the ladder's (Sonderby et
+    al. 2016, eqs. 17-18).
 
-    Deviations from those: q sees d_i through the merge alone, where theirs are networks of h_i and d_i; blocks have two
-    plain convolutions; posteriors have no flows. As in Child 2021 nothing is normalised, and blocks start scaled by
-    depth: the bound of a datum then depends on neither the rest of the batch nor the number of particles.
+    Deviations from the first three: q sees d_i through the merge alone, where theirs is a network of h_i and d_i; a
+    block is two plain convolutions; the posteriors have no flows. As with Child, nothing is normalised and a block
+    starts scaled by depth: the bound of a datum then depends on neither the rest of the batch nor the particles.
 
     Latents are rows like the data: site `"z1"` is `[B, z_channels * H_1 * W_1]`, map by map.
 
@@ -50,7 +51,8 @@ class ConvLadderVAE(nn.Module):
         likelihood: `(in_dim, x_dim) -> nn.Module` that maps features to a distribution over x by linear layers; they
             become 1x1 convolutions of feature maps, as `over_pixels` has it.
         activation: makes the nonlinearity.
-        min_variance: floor of the latent variances.
+        min_variance: floor of the latent variances. A layer without use shrinks in p and q together, at no cost, and
+            the noise of gradients grows with its precision.
 
     Raises:
         ValueError: the shape does not hold D pixels; or there is no shape, and D is no square; or `layers` and
@@ -71,7 +73,7 @@ class ConvLadderVAE(nn.Module):
         *,
         likelihood: Callable[[int, int], nn.Module] = Bernoulli,
         activation: Callable[[], nn.Module] = nn.SiLU,
-        min_variance: float = 1e-5,
+        min_variance: float = 1e-2,
     ):
         super().__init__()
         self.shape = image_shape(x_dim, shape)
@@ -133,9 +135,7 @@ class ConvLadderVAE(nn.Module):
         """W and f from resolution `above` to r."""
         inlet = Conv(self.z_channels, self.channels[above], 1)
         maps = nn.Unflatten(-1, (self.z_channels, *self._sides[above]))
-        doublings = (
-            Conv(self.channels[s], self.channels[s - 1], size=self._sides[s - 1]) for s in range(above, r, -1)
-        )
+        doublings = (Conv(self.channels[s], self.channels[s - 1], size=self._sides[s - 1]) for s in range(above, r, -1))
         return Onwards(nn.Sequential(maps, inlet), nn.Sequential(*doublings, self._residual(self.channels[r])))
 
     def _gaussian(self, r: int, **options) -> nn.Module:

@@ -25,7 +25,7 @@ class ImplicitPosteriorVAE(GaussianHierarchy):
         log q(z_1|x) ~ T(x, z~) + log r(z_1|x),  T* = log q(z_1|x) - log r(z_1|x)
         r(z_1|x) = N(m(x), s^2(x)),  z~ = (z_1 - m(x)) / s(x)
 
-    (Eqs. 4-7 and section 3.3 there.) The critic T tells draws of q from draws of the contrast r, given x; `fit` trains
+    (Sections 3 and 4 there.) The critic T tells draws of q from draws of the contrast r, given x; `fit` trains
     it in turn. The bound is E_q[log p(x|z_1) + log p(z_1) - log r(z_1|x) - T]. T enters as a density of the guide,
     since no model may look at x, so that estimators and evaluation stay as they are. With `adaptive_contrast`, m and
     s are the moments of q(z_1|x), from draws, without gradient; without it r is N(0, I), the prior, and the ratio that

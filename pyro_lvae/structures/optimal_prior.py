@@ -22,11 +22,12 @@ class OptimalPriorVAE(Around):
         p*(z) = q(z) = E_data[q(z|x)],  log p*(z) = log p(z) + T*(z),  T* = log q(z) - log p(z)
         L = E_q[log p(x|z) + T(z)] - KL(q(z|x) || p(z))
 
-    (Eqs. 9-13 there; the ELBO is largest for this prior, Hoffman & Johnson 2016.) p(z) is the base's own prior. The
-    critic T tells draws of q(z) from draws of p(z); `fit` trains it in turn. T enters the model as a factor "ratio",
-    so that KLs with p(z) keep their closed form. p(z) exp(T(z)) is a density only as far as T is right: the factor is
-    exp(T)/Z, where log Z = log E_p[exp(T)], `log_normalizer`, is a running mean over the critic's steps; `normalize`
-    computes it anew. Draws of the model are resampled, from 256 draws of p(z) for each, in proportion to exp(T).
+    (Section 3 there; the ELBO is largest for this prior, Hoffman & Johnson 2016.) p(z) is the base's own prior. The
+    critic T tells draws of q(z) from draws of p(z); `fit` trains it in turn. T enters the model as a factor "ratio" of
+    the prior: it is annealed with the layer, whose KL is that with p*; the KL with p(z) in it keeps its closed form.
+    p(z) exp(T(z)) is a density only as far as T is right: the factor is exp(T)/Z, where log Z = log E_p[exp(T)],
+    `log_normalizer`, is a running mean over the critic's steps; `normalize` computes it anew. Draws of the model are
+    resampled, from 256 draws of p(z) for each, in proportion to exp(T).
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -61,7 +62,8 @@ class OptimalPriorVAE(Around):
 
     def model(self, x: Tensor, y: Tensor | None = None):
         """p(x, z) exp(T(z_L)) / Z."""
-        with Beside(self.top, "ratio", self.log_ratio), Exchange({self.top: lambda p: _Tilted(p, self.critic)}):
+        ratio = Beside(self.top, "ratio", self.log_ratio, prior_of=self.top)
+        with ratio, Exchange({self.top: lambda p: _Tilted(p, self.critic)}):
             return self.base.model(x, y)
 
     def log_ratio(self, z: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..conditionals import Bernoulli, Normal
+from ..critics import factor
 from ..nets import JointMLP
 
 UNKNOWN = -1  # the label of a row that has none
@@ -99,7 +100,7 @@ class SemiSupervisedVAE(nn.Module):
             known = labels != UNKNOWN
             log_q = self.classifier(*inputs).log_softmax(-1)
             log_q = log_q.gather(-1, labels.clamp_min(0).expand(log_q.shape[:-1])[..., None]).squeeze(-1)
-            pyro.factor("classification", self.alpha * known * log_q)
+            factor("classification", self.alpha * known * log_q)
 
     def _sample_y(self, logits: Tensor, labels: Tensor | None, x: Tensor) -> Tensor:
         """y ~ q(y|.), enumerated, one-hot; where there is a label, that one."""

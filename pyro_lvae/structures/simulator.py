@@ -26,7 +26,7 @@ class ImplicitLikelihoodVAE(nn.Module):
         T* = log q(x, z_1) - log p(x, z_1),  q(x, z_1) = q_data(x) q(z_1|x)
         L = -E_q(x, z_1)[T(x, z_1)] <= E_data[log p(x)] - E_data[log q_data(x)]
 
-    (Eqs. 4-6 there, for local latents; the simulator has no parameters to learn.) The critic T tells pairs of data and
+    (Section 3 there, for local latents; the simulator has no parameters to learn.) The critic T tells pairs of data and
     draws of the guide from pairs of the simulator; `fit` trains it in turn. The site "x" has log-density
     -T(x, z_1) + log q(z_1|x) - log p(z_1), which estimates log p(x|z_1) - log q_data(x): bounds and likelihoods are
     relative to the density of the data, at most 0 on the mean, and every estimator works. Draws of the model
@@ -34,8 +34,8 @@ class ImplicitLikelihoodVAE(nn.Module):
 
     Args:
         x_dim: size D of the data `[B, D]`.
-        simulator: z_1 `[..., z_dim]` -> x `[..., D]`, at random, for any leading dims; no gradient is asked of it. On the
-            command line the path of a function annotated `-> torch.Tensor`.
+        simulator: z_1 `[..., z_dim]` -> x `[..., D]`, at random, for any leading dims; no gradient is asked of it. On
+            the command line the path of a function annotated `-> torch.Tensor`.
         z_dim: size of z_1.
         hidden_dim: width of the networks.
         num_hidden: hidden layers of each.
@@ -92,7 +92,8 @@ class ImplicitLikelihoodVAE(nn.Module):
         return GaussianDistribution(x.new_zeros(self.z_dim), x.new_ones(self.z_dim)).to_event(1)
 
     def _likelihood(self, z: Tensor) -> Simulated:
-        weights = dict(self.encoder.named_parameters())  # those of this run, should they be draws
+        # Those of this run, should they be draws; held fixed, for the guide's own score is in log q of the guide.
+        weights = {name: p.detach() for name, p in self.encoder.named_parameters()}
 
         def log_ratio(x: Tensor) -> Tensor:
             q = torch.func.functional_call(self.encoder, weights, (x,))
@@ -103,7 +104,8 @@ class ImplicitLikelihoodVAE(nn.Module):
     def _check_simulator(self) -> None:
         z = torch.zeros(2, 3, self.z_dim)
         try:
-            found = tuple(self.simulate(z).shape)
+            with torch.random.fork_rng(devices=[]):
+                found = tuple(self.simulate(z).shape)
         except Exception as error:
             raise ValueError(f"the simulator fails on z of shape {tuple(z.shape)}: {error}") from error
         if found != (2, 3, self.x_dim):

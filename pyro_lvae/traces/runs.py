@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from ..critics import PENALTY, PRIOR_OF
 from .messengers import CLOSED_FORM, MeanMessenger, ParticleMessenger, ValuesMessenger, data_frame
 from .sites import Ledger, Site
 
@@ -51,6 +54,9 @@ def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = 
     """
     p, q = map(_sample_sites, trace_pair(model, guide, *args, num_particles=num_particles, **kwargs))
     book = Ledger({name: _site(name, p.get(name), q.get(name)) for name in [*p, *(n for n in q if n not in p)]})
+    for name, target in _factors_of_priors(p).items():
+        log_factor = book.pop(name).log_p
+        book[target] = replace(book[target], log_p=book[target].log_p + log_factor, log_factor=log_factor)
     book.guide_order, book.batch_dims = tuple(q), 1 if num_particles is None else 2
     enumerated = [s.q is None for s in book.values() if s.is_enumerated]
     if any(enumerated) and not all(enumerated):
@@ -67,7 +73,10 @@ def log_densities(fn: Callable, values: dict[str, Tensor], *args, num_particles:
         num_particles: K.
     """
     sites = _sample_sites(run(ParticleMessenger(num_particles)(ValuesMessenger(values)(fn)), *args))
-    return {name: _log_prob(site) for name, site in sites.items()}
+    found = {name: _log_prob(site) for name, site in sites.items()}
+    for name, target in _factors_of_priors(sites).items():
+        found[target] = found[target] + found.pop(name)
+    return found
 
 
 def guide_sites(structure: nn.Module, x: Tensor, y: Tensor | None = None, *, mean: bool = False) -> dict:
@@ -98,7 +107,12 @@ def generate(
     model = MeanMessenger()(model) if mean else model
     model = model if num_particles is None else ParticleMessenger(num_particles)(model)
     sites = _sample_sites(run(model, *_args(x, y)))
-    return {name: (site["fn"], site["value"]) for name, site in sites.items()}
+    return {name: (site["fn"], site["value"]) for name, site in sites.items() if not isinstance(site["fn"], Unit)}
+
+
+def _factors_of_priors(sites: dict[str, dict]) -> dict[str, str]:
+    """{factor: the latent whose prior it multiplies}."""
+    return {n: s["infer"][PRIOR_OF] for n, s in sites.items() if PRIOR_OF in s["infer"]}
 
 
 def _args(x: Tensor, y: Tensor | None) -> tuple:
@@ -142,4 +156,5 @@ def _site(name: str, p: dict | None, q: dict | None) -> Site:
         is_enumerated=is_enumerated,
         has_closed_form=q is not None and q["infer"].get(CLOSED_FORM, False),
         mask=either["mask"],
+        is_penalty=PENALTY in either["infer"],
     )

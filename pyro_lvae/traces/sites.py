@@ -21,7 +21,8 @@ class Site:
     the model marks `infer={"enumerate": "parallel"}` and the guide leaves out is enumerated, as is one that the
     guide marks so: it, and the sites below it, have a further dim on the left. A global site whose guide says so
     (`infer={CLOSED_FORM: True}`) counts with its KL in closed form, which is right where p and q depend on draws
-    before it alone.
+    before it alone. `log_p` includes `log_factor`, a factor of the prior (`pyro_lvae.critics.factor`); a site that is a
+    factor without a prior is a penalty.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Site:
     is_enumerated: bool = False
     has_closed_form: bool = False
     mask: Tensor | bool | None = None
+    log_factor: float | Tensor = 0.0
+    is_penalty: bool = False
 
     def kl(self) -> Tensor:
         """KL(q || p) in closed form, nats; log q - log p at the draw, where torch knows no formula.
@@ -51,7 +54,7 @@ class Site:
             kl = kl_divergence(self.q, self.p)
         except NotImplementedError:
             return self.log_q - self.log_p
-        return scale_and_mask(kl, 1.0, self.mask)
+        return scale_and_mask(kl, 1.0, self.mask) - self.log_factor
 
     @property
     def log_ratio(self) -> Tensor:
@@ -93,6 +96,11 @@ class Ledger(dict[str, Site]):
         """The same numbers, where no gradient passes through any log p."""
         return self._map(lambda site: replace(site, log_p=site.log_p.detach()))
 
+    @property
+    def penalties(self) -> list[str]:
+        """The factors that are no part of a prior."""
+        return [name for name, site in self.items() if site.is_penalty]
+
     def unannealed(self) -> Ledger:
         """The same sites at beta = 1."""
         return self._map(lambda site: replace(site, beta=1.0))
@@ -101,6 +109,11 @@ class Ledger(dict[str, Site]):
     def rows(self) -> float:
         """N, the rows that the batch stands for: B, unless the data plate is subsampled."""
         return self.plate_scale() * self.local_log_weight().shape[-1]
+
+    @property
+    def batch_rows(self) -> int:
+        """B."""
+        return next(s.log_p.shape[-1] for s in self.values() if s.is_local)
 
     def total(self, per_datum: Tensor) -> Tensor:
         """N/B sum_b of a bound a datum `[B]`, with the global sites outside: a scalar, nats."""
