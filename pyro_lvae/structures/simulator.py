@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..conditionals import Normal
+from ..conditionals import Normal, normal
 from ..critics import PairCritic
 from ..nets import MLP, Shared
 from .around import drawn
@@ -92,12 +92,12 @@ class ImplicitLikelihoodVAE(nn.Module):
         return GaussianDistribution(x.new_zeros(self.z_dim), x.new_ones(self.z_dim)).to_event(1)
 
     def _likelihood(self, z: Tensor) -> Simulated:
-        # Those of this run, should they be draws; held fixed, for the guide's own score is in log q of the guide.
-        weights = {name: p.detach() for name, p in self.encoder.named_parameters()}
+        weights = dict(self.encoder.named_parameters())  # those of this run, should they be draws
 
         def log_ratio(x: Tensor) -> Tensor:
             q = torch.func.functional_call(self.encoder, weights, (x,))
-            return q.log_prob(z) - self._prior(x).log_prob(z) - self.critic(x, z)
+            held = normal(q.mean.detach(), q.variance.detach())  # the score of q is the guide's alone
+            return held.log_prob(z) - self._prior(x).log_prob(z) - self.critic(x, z)
 
         return Simulated(self.simulate, z, self.x_dim, log_ratio)
 
