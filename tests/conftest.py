@@ -78,7 +78,7 @@ STRUCTURES = {
     "BidirectionalLadderVAE": partial(BidirectionalLadderVAE, 12, (5, 3, 2), 16),
     "BidirectionalLadderVAE-deep": partial(BidirectionalLadderVAE, 12, (3,) * 12, 8),
     "BidirectionalLadderVAE-one-layer": partial(BidirectionalLadderVAE, 12, (3,), 8, likelihood=Normal),
-    "ConvLadderVAE": partial(ConvLadderVAE, 12, (3, 4), (1, 2), (8, 8), 1),
+    "ConvLadderVAE": partial(ConvLadderVAE, 12, (3, 4), (0, 3), (8, 8), 2),
     "ConvLadderVAE-deep": partial(ConvLadderVAE, 12, (3, 4), (0, 5, 7), (4, 4, 4), 2, likelihood=StudentT),
     "ConvLadderVAE-colours": partial(ConvLadderVAE, 12, (3, 2, 2), (1, 1), (8, 8), 2, likelihood=Normal),
     "AE": partial(AE, 12, 3, 16),

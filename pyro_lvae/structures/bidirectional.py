@@ -36,7 +36,8 @@ class BidirectionalLadderVAE(nn.Module):
 
     Deviations from the paper: its q(z_i^TD|.) is a network of d~_i and d_i together, and the ladder's merge here
     (Sonderby et al. 2016, eqs. 17-18); d_i+1 and z_i+1 are added up where it concatenates them; its networks are
-    convolutional with weight normalisation, these are dense, and a block starts scaled by depth instead (Child 2021).
+    convolutional with weight normalisation, these are dense, and what blocks and z add to d starts scaled by depth
+    instead (Child 2021).
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -47,6 +48,9 @@ class BidirectionalLadderVAE(nn.Module):
         activation: makes the nonlinearity.
         min_variance: floor of the latent variances. A layer without use shrinks in p and q together, at no cost, and
             the noise of gradients grows with its precision.
+
+    Raises:
+        ValueError: there is no layer, or a size is not positive.
 
     >>> structure = BidirectionalLadderVAE(9, z_dims=(3, 2), hidden_dim=8)
     >>> [structure.num_layers, len(structure.prior)]
