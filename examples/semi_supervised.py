@@ -5,8 +5,8 @@
 
 A split is which 100 training images keep their labels, ten of each class. M1 is a VAE of all images; M2, a
 `SemiSupervisedVAE` with a Normal likelihood, learns on its codes. ADGM and SDGM learn on the images. The classifier
-(logistic regression) sees the 100 labelled images alone. Error on all test images. Rows with a label are repeated until
-they are a tenth of an epoch, so that steps on them are not rare. Finished rows are kept under --out; each has a run
+(logistic regression) sees the 100 labelled images alone. Error on all test images. Labelled images are repeated until
+they are a tenth of an epoch, so that steps on them are not rare. Finished splits are kept under --out; each has a run
 folder with report.html, and stopped ones go on.
 """
 
