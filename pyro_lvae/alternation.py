@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from .critics import critic_loss, critics_learning, has_critic
 from .distributed import Processes
+from .optim import settings_of
 
 
 class CriticSteps:
@@ -70,8 +71,7 @@ class CriticSteps:
         """What a resumed run must have in common with the one that was stopped."""
         if self.optimizer is None:
             return {}
-        plain = {k: v for k, v in self.optimizer.defaults.items() if isinstance(v, bool | int | float | str | tuple)}
-        return {f"critic_{k}": v for k, v in {"optimizer": type(self.optimizer).__name__, **plain}.items()}
+        return {f"critic_{name}": value for name, value in settings_of(self.optimizer).items()}
 
     def mean_loss(self) -> float | None:
         """The mean loss since the last call, nats; `None` without critics."""

@@ -60,7 +60,12 @@ class Critic(nn.Module):
         Args:
             of_a, of_b: draws of a and of b, as `forward` takes them.
         """
-        return F.softplus(-self(*of_a)).mean() + F.softplus(self(*of_b)).mean()
+        return logistic_loss(self(*of_a), self(*of_b))
+
+
+def logistic_loss(t_a: Tensor, t_b: Tensor) -> Tensor:
+    """`Critic.loss`, given T at draws of a and of b."""
+    return F.softplus(-t_a).mean() + F.softplus(t_b).mean()
 
 
 class PairCritic(Critic):

@@ -25,7 +25,7 @@ from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
 from .objectives import learned, with_nesting
-from .optim import FusedAdam
+from .optim import FusedAdam, settings_of
 from .results import EpochMetrics, read_metrics
 from .schedules import Schedule
 from .traces import Ledger, evaluating, fixed_noise, ledger
@@ -77,7 +77,8 @@ class Loop:
         self.structure, self.data = structure, data
         self.estimator = with_nesting(estimator)
         self.optimizer = optimizer
-        self.settings = _settings(data, optimizer, batch_size)
+        rows = {"rows": len(data.x_train), "x_dim": data.x_dim, "batch_size": batch_size}
+        self.settings = rows | settings_of(optimizer)
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
@@ -346,14 +347,6 @@ class Loop:
             f"{self.epoch + 1}); {where}. Last good checkpoint: {good}. Lower the learning rate, set clip_norm, or "
             "raise min_variance"
         )
-
-
-def _settings(data: Dataset, optimizer: Optimizer, batch_size: int) -> dict:
-    """What a resumed run must have in common with the one that was stopped."""
-    plain = (bool, int, float, str, tuple)
-    options = {k: v for k, v in optimizer.defaults.items() if isinstance(v, plain)}
-    rows = {"rows": len(data.x_train), "x_dim": data.x_dim}
-    return {**rows, "batch_size": batch_size, "optimizer": type(optimizer).__name__, **options}
 
 
 @contextmanager

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
+def settings_of(optimizer: torch.optim.Optimizer) -> dict:
+    """The class and the plain defaults of an optimiser: what a resumed run must have in common with a stopped one."""
+    plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, bool | int | float | str | tuple)}
+    return {"optimizer": type(optimizer).__name__, **plain}
+
+
 class FusedAdam(torch.optim.Adam):
     """torch's Adam in one kernel a step, without the bookkeeping around it (Kingma & Ba 2015).
 

@@ -159,7 +159,7 @@ def test_the_factor_of_the_optimal_prior_is_normalised_and_the_prior_stays_close
     plain = ledger(structure.base.model, structure.base.guide, x)["z1"]
     torch.testing.assert_close(site.kl(), plain.kl() - structure.log_ratio(site.value))
     for _ in range(300):  # the running mean gets there too
-        structure._move_normalizer(torch.randn(500, 2))
+        structure._move_normalizer(structure.critic(torch.randn(500, 2)))
     assert structure.log_normalizer.item() == pytest.approx(value, abs=0.1)
 
 
@@ -240,7 +240,10 @@ def test_a_posterior_over_the_weights_leaves_the_critic_alone(x):
     structure = BayesianWeights(FactorVAE(12, SMALL, **CRITIC))
     check(structure, x)
     assert not any("critic" in name for name in structure.names)
+    before = [p.clone() for p in structure.parameters()]
     _learn(structure, x, 2)
+    moved = {n for (n, p), b in zip(structure.named_parameters(), before, strict=True) if not torch.equal(p, b)}
+    assert moved == {n for n, _ in structure.named_parameters() if "critic" in n}
 
 
 def test_the_critics_steps_leave_batch_norm_as_it_was(x):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily
 from torch import Tensor, nn
@@ -29,9 +31,16 @@ def cluster_probabilities(
     Raises:
         ValueError: no layer's prior is a mixture.
     """
+    return _mean_over_draws(structure, x, y, num_samples, _probabilities, memory)
+
+
+def _mean_over_draws(
+    structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: int, read: Callable[[Ledger], Tensor], memory: int
+) -> Tensor:
+    """The mean of what `read` adds up over the draws of a chunk, `[N, C]`."""
     x, y = check_rows(structure, x, y)
     out = None
-    for rows, _, total in chunked(structure, x, y, num_samples, _probabilities, memory=memory):
+    for rows, _, total in chunked(structure, x, y, num_samples, read, memory=memory):
         out = total.new_zeros(len(x), total.shape[-1]) if out is None else out
         out[rows] += total / num_samples
     return out
@@ -88,12 +97,7 @@ def label_probabilities(
     Raises:
         ValueError: there is no such site.
     """
-    x, y = check_rows(structure, x, y)
-    out = None
-    for rows, _, total in chunked(structure, x, y, num_samples, _labels, memory=memory):
-        out = total.new_zeros(len(x), total.shape[-1]) if out is None else out
-        out[rows] += total / num_samples
-    return out
+    return _mean_over_draws(structure, x, y, num_samples, _labels, memory)
 
 
 def _labels(sites: Ledger) -> Tensor:

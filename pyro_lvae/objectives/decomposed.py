@@ -61,8 +61,8 @@ class BetaTCELBO(LedgerELBO):
         name = self._layer(sites)
         if any(s.is_enumerated for s in sites.values()):
             raise ValueError(
-                f"{type(self).__name__} takes draws of the layers alone, and there are enumerated sites without "
-                "independent units; use pyro_lvae.BetaELBO"
+                f"{type(self).__name__} compares densities at draws, and there are enumerated sites, which are not "
+                "drawn; use pyro_lvae.BetaELBO"
             )
         if self.size is not None and sites.batch_rows > self.size:
             raise ValueError(

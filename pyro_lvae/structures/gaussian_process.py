@@ -136,9 +136,7 @@ class VariationalGP(GaussianHierarchy):
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(x, z_1 ... z_L) r(xi, f|x, z_1) for `x` of `[B, D]`; `y` is ignored."""
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample(f"z{self.num_layers}", self._prior(x))
-            for i in reversed(range(self.num_layers - 1)):
-                z = pyro.sample(f"z{i + 1}", self.top_down[i](z))
+            z = self._latents(x)
             x = pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
             for name, r in zip(("xi", "f"), self._reverse(x, z), strict=True):
                 pyro.sample(name, r)

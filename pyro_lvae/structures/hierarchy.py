@@ -66,10 +66,14 @@ class GaussianHierarchy(nn.Module):
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(x, z_1 ... z_L) for `x` of `[B, D]`; `y` is ignored."""
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample(f"z{self.num_layers}", self._prior(x))
-            for i in reversed(range(self.num_layers - 1)):
-                z = pyro.sample(f"z{i + 1}", self.top_down[i](z))
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            return pyro.sample("x", self.likelihood(self.decoder(self._latents(x))), obs=x)
+
+    def _latents(self, x: Tensor) -> Tensor:
+        """Samples z_L ... z_1, inside the plate; z_1."""
+        z = pyro.sample(f"z{self.num_layers}", self._prior(x))
+        for i in reversed(range(self.num_layers - 1)):
+            z = pyro.sample(f"z{i + 1}", self.top_down[i](z))
+        return z
 
     @property
     def num_layers(self) -> int:

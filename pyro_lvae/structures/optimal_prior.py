@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..critics import Critic
+from ..critics import Critic, logistic_loss
 from .around import Around, Beside, Exchange, distribution_at, drawn
 from .vae import VAE
 
@@ -73,9 +73,9 @@ class OptimalPriorVAE(Around):
     def critic_loss(self, pair: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The critic's loss on a batch `[B, D]`, a scalar in nats."""
         z = drawn(pair, x, y)[self.top][1]
-        other = self._prior(x, y).base_sample()
-        self._move_normalizer(other)
-        return self.critic.loss((z,), (other,))
+        at_prior = self.critic(self._prior(x, y).base_sample())
+        self._move_normalizer(at_prior)
+        return logistic_loss(self.critic(z), at_prior)
 
     @torch.no_grad()
     def normalize(self, num_samples: int = 100_000) -> float:
@@ -89,8 +89,8 @@ class OptimalPriorVAE(Around):
         return _Tilted(distribution_at(self.top, self.base.model, x, y), self.critic)
 
     @torch.no_grad()
-    def _move_normalizer(self, z: Tensor) -> None:
-        now = _log_mean_exp(self.critic(z))
+    def _move_normalizer(self, t: Tensor) -> None:
+        now = _log_mean_exp(t)
         both = torch.stack([self.log_normalizer, now]) + torch.tensor([1 - RATE, RATE]).log().to(now)
         self.log_normalizer.copy_(both.logsumexp(0))
 
