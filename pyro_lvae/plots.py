@@ -33,6 +33,33 @@ GAP = 1  # white pixels between images
 MAX_POINTS = 2000  # test rows in the scatter plots
 
 
+def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_logarithmic: bool = False) -> Figure:
+    """A panel a title, with a line a label: `{title: {label: (x, y)}}`; `is_logarithmic` is for x.
+
+    Where y starts far below the rest, as a bound does in the first epochs, the lowest tenth is cut off.
+    """
+    width, height = (6.0, 3.6) if len(panels) == 1 else (3.2 * len(panels), 3.2)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for ax, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for label, (x, y) in curves.items():
+            ax.plot(x, y, ".-" if len(x) < 12 else "-", label=label)
+        _cut_off(ax, [float(v) for _, y in curves.values() for v in y])
+        ax.set(title=title, xlabel=xlabel, xscale="log" if is_logarithmic else "linear")
+        if not is_logarithmic:
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel(ylabel)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    return figure
+
+
+def _cut_off(ax, values: list[float]) -> None:
+    """Limits of y without the lowest tenth, where that is far from the rest."""
+    low, high = torch.quantile(torch.tensor(values), 0.1).item(), max(values)
+    if low - min(values) > high - low:
+        ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+
+
 def elbo_curves(history: list[EpochMetrics]) -> Figure:
     """Train and test ELBO (beta = 1) over epochs, nats per datum, with the annealed training objective."""
     figure, ax = _axes("epoch", "nats per datum", "ELBO")

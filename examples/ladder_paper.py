@@ -1,0 +1,163 @@
+"""Figure 3 of the ladder paper: one to five latent layers, by VAE, VAE+BN, VAE+BN+WU and LVAE+BN+WU.
+
+    python examples/ladder_paper.py --root FOLDER        # MNIST, 20 models of 2,000 epochs
+    python examples/ladder_paper.py --root FOLDER --epochs 30 --warm_up 10 --lr 1e-3 --num_samples 500 --num_images 1000
+    python examples/ladder_paper.py --smoke              # seconds, on the embedded digits
+
+Sonderby et al. (2016, section 3.1) claim that batch normalisation (BN) and warm-up (WU) wake the upper layers, that
+without them a layer more does not help, and that the ladder guide uses the most. The defaults are the authors' recipe.
+Under --out: results.md with a row a model, bounds.png against the number of layers, active_units.png over training with
+and without warm-up, and a run folder a model, whose figures/pca.png is figure 6. Stopped or done, the same command goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pyro_lvae import Callback, Dataset, FusedAdam, HierarchicalVAE, LadderVAE, ProgressBar, active_units, linear, load
+from pyro_lvae.conditionals import Bernoulli, Normal
+from pyro_lvae.plots import lines, save
+from pyro_lvae.results import finish_rows, markdown_rows, write_text
+from pyro_lvae.runs import trained
+
+VARIANTS = ("VAE", "VAE+BN", "VAE+BN+WU", "LVAE+BN+WU")
+BOUNDS = ("train ELBO", "test ELBO", "test log p(x)")
+
+
+class ActiveUnits(Callback):
+    """Counts the active units of every layer after each epoch, as JSON lines in `path`."""
+
+    def __init__(self, structure: nn.Module, x: torch.Tensor, path: Path):
+        self.structure, self.x, self.path = structure, x, path
+
+    def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        write_text(self.path, "".join(f"{json.dumps(found)}\n" for found in counted(self.path)[:epoch]))
+
+    def on_epoch(self, metrics) -> None:
+        with torch.random.fork_rng(), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(active_units(self.structure, self.x, 20)) + "\n")
+
+
+def counted(path: Path) -> list[dict[str, int]]:
+    """Active units of each layer, epoch by epoch."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def make(variant: str, layers: int, data: Dataset, args) -> nn.Module:
+    """The structure of a row."""
+    kind = LadderVAE if variant.startswith("LVAE") else HierarchicalVAE
+    is_binary = bool(((data.x_test == 0) | (data.x_test == 1)).all())
+    likelihood = Bernoulli if is_binary else partial(Normal, min_variance=1e-2)
+    sizes = dict(z_dims=args.z_dims[:layers], hidden_dims=args.hidden_dims[:layers])
+    return kind(data.x_dim, **sizes, likelihood=likelihood, batch_norm="BN" in variant)
+
+
+def row(variant: str, layers: int, data: Dataset, args) -> dict:
+    """Train one model, or go on with it; its figures."""
+    torch.manual_seed(args.seed)
+    structure, folder = make(variant, layers, data, args), args.out / f"{variant}-{layers}"
+    found = trained(
+        structure,
+        data,
+        folder,
+        num_samples=args.num_samples,
+        num_images=args.num_images,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        beta=linear(0, 1, epochs=args.warm_up) if "WU" in variant else 1.0,
+        optimizer=partial(FusedAdam, lr=args.lr, eps=args.eps),
+        clip_norm=4.0,
+        clip_value=0.9,
+        callbacks=[ProgressBar(), ActiveUnits(structure, data.test_rows(500)[0], folder / "active_units.jsonl")],
+    )
+    kl, active = found.kl_per_layer, found.active_units
+    bounds = dict(zip(BOUNDS, (found.train_elbo, found.test_elbo, found.test_log_likelihood), strict=True))
+    of_layers = {"KL of layers": list(kl.values()), "active units": [active[name] for name in kl]}
+    return {"variant": variant, "layers": layers, **bounds, **of_layers, "seconds": found.seconds}
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Markdown, a row a model; nats per datum."""
+
+    def cells(r: dict) -> dict:
+        kl = ", ".join(f"{v:.2f}" for v in r["KL of layers"])
+        return {k: r[k] for k in BOUNDS} | {
+            "KL, z1 upwards": kl,
+            "active units": ", ".join(map(str, r["active units"])),
+        }
+
+    return markdown_rows("model", {name: cells(r) for name, r in rows.items()})
+
+
+def bounds_by_layers(rows: dict[str, dict]) -> dict[str, dict[str, tuple]]:
+    """The panels of figure 3."""
+    of = {v: [r for r in rows.values() if r["variant"] == v] for v in VARIANTS}
+    return {b: {v: ([r["layers"] for r in of[v]], [r[b] for r in of[v]]) for v in VARIANTS if of[v]} for b in BOUNDS}
+
+
+def active_over_training(out: Path, layers: int) -> dict[str, dict[str, tuple]]:
+    """A panel a model of that many layers: active units of each layer, epoch by epoch."""
+    panels = {}
+    for variant in VARIANTS:
+        if epochs := counted(out / f"{variant}-{layers}" / "active_units.jsonl"):
+            numbers = range(1, len(epochs) + 1)
+            panels[variant] = {name: (numbers, [e[name] for e in epochs]) for name in epochs[0]}
+    return panels
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict]:
+    args = _arguments(argv)
+    data = load(args.data, args.root)
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "layers", "variants", "smoke")}
+    makers: dict[str, Callable[[], dict]] = {
+        f"{v}, L = {n}": partial(row, v, n, data, args) for n in args.layers for v in args.variants
+    }
+    rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
+    rows = dict(sorted(rows.items(), key=lambda kv: (kv[1]["layers"], VARIANTS.index(kv[1]["variant"]))))
+    figures = {"bounds": lines(bounds_by_layers(rows), "latent layers", "nats per datum")}
+    if panels := active_over_training(args.out, max(args.layers)):
+        figures["active_units"] = lines(panels, "epoch", "active units")
+    save(figures, args.out)
+    write_text(args.out / "results.md", table(rows) + "\n")
+    print(table(rows))
+    return rows
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=range(1, 6))
+    parser.add_argument("--z_dims", type=int, nargs=5, default=[64, 32, 16, 8, 4], help="units of z1 to z5")
+    parser.add_argument("--hidden_dims", type=int, nargs=5, default=[512, 256, 128, 64, 32], help="widths of the MLPs")
+    parser.add_argument("--epochs", type=int, default=2000)
+    parser.add_argument("--warm_up", type=int, default=200, help="epochs of warm-up")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--eps", type=float, default=1e-4, help="of Adam")
+    parser.add_argument("--num_samples", type=int, default=5000, help="importance samples")
+    parser.add_argument(
+        "--num_images", type=int, default=None, help="test rows for the log-likelihood; all if left out"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder_paper"))
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.out = args.out.with_name(args.out.name + "-smoke")
+        small = dict(data="digits", layers=[1, 2], z_dims=[4, 2, 2, 2, 2], hidden_dims=[16, 8, 8, 8, 8])
+        vars(args).update(small, epochs=2, warm_up=1, num_samples=5, num_images=20)
+    return args
+
+
+if __name__ == "__main__":
+    main()
