@@ -146,9 +146,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--eps", type=float, default=1e-4, help="of Adam")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples")
-    parser.add_argument(
-        "--num_images", type=int, default=None, help="test rows for the log-likelihood; all if left out"
-    )
+    parser.add_argument("--num_images", type=int, default=None, help="test rows for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder_paper"))
     args = parser.parse_args(argv)

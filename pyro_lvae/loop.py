@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +25,7 @@ from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
 from .objectives import learned, with_nesting
-from .optim import FusedAdam, settings_of
+from .optim import FusedAdam, WeightAverage, settings_of
 from .results import EpochMetrics, read_metrics
 from .schedules import Schedule
 from .traces import Ledger, evaluating, fixed_noise, ledger
@@ -72,6 +72,7 @@ class Loop:
         out: Path | None,
         critic_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         critic_steps: int,
+        average: float | None = None,
         processes: Processes = Processes(),  # noqa: B008, frozen
     ):
         self.structure, self.data = structure, data
@@ -87,6 +88,7 @@ class Loop:
         options = dict(size=size, precision=precision, **(clip if processes.size == 1 else {}))
         self.eager = Step(structure, self.estimator, **options)
         self.compile, self.compiled, self.trial = compile, None, []
+        self.average = None if average is None else WeightAverage(structure, average)
         self.critics = CriticSteps(structure, critic_optimizer, critic_steps, processes)
         self.settings |= self.critics.settings()
         self.planned, self.callbacks = (0, math.inf), []
@@ -122,6 +124,8 @@ class Loop:
                 is_done = self.epoch >= epochs or self.seconds >= max_seconds
                 if self.out is not None and (self.epoch % checkpoint_every == 0 or is_done):
                     self.save()
+        if self.average is not None:
+            self.average.put()
         return self.history
 
     def save(self) -> None:
@@ -129,7 +133,7 @@ class Loop:
         self._look()
         state = {name: getattr(self, name) for name in _COUNTERS}
         state |= {
-            "structure": self.structure.state_dict(),
+            "structure": self.structure.state_dict() if self.average is None else self.average.mean,
             "estimator": learned(self.estimator),
             "optimizer": self.optimizer.state_dict(),
             "critics": self.critics.state_dict(),
@@ -137,6 +141,8 @@ class Loop:
             "rng": rng_state(self.device),
             "settings": self.settings,
         }
+        if self.average is not None:  # evaluations take the average, a resumed run goes on from what was trained
+            state["trained"] = self.structure.state_dict()
         if self.processes.is_first:
             save_checkpoint(self.out / CHECKPOINT, state)
         self.processes.wait()
@@ -148,6 +154,9 @@ class Loop:
         state = load_checkpoint(path, self.device)
         self._check_unchanged(state["settings"], path, within_epoch=state["batch"] > 0)
         put_weights(self.structure, state, path)
+        if self.average is not None:
+            self.average = WeightAverage(self.structure, self.average.decay)
+        put_weights(self.structure, {"structure": state.get("trained", state["structure"])}, path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.critics.load_state_dict(state.get("critics"))
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
@@ -212,6 +221,8 @@ class Loop:
             if self.step % PATIENCE == 0:
                 self._look()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.step + 1)
         self.total += loss * len(args[0])
 
     def _added_up(self, args: tuple) -> tuple[Tensor, Tensor]:
@@ -297,32 +308,40 @@ class Loop:
 
     def _end_epoch(self) -> EpochMetrics:
         self._look()
-        beta, lr = self._beta(), float(self.optimizer.param_groups[0]["lr"])
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        with nullcontext() if self.average is None else self.average.in_place():
+            monitored = self._monitored()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.epoch, self.batch, self.order = self.epoch + 1, 0, None
         self.seconds += self.epoch_seconds
-        train = self._monitor(*self.data.train_rows(self.monitor_size))
-        test = self._monitor(*self.data.test_rows(self.monitor_size))
-        global_kl = self._global_kl(test)
         metrics = EpochMetrics(
             epoch=self.epoch,
             step=self.step,
             seconds=self.seconds,
             objective=-self.total.item() / self.rows,
-            train_elbo=_mean(train.local_log_weight()) - global_kl,
-            test_elbo=_mean(test.local_log_weight()) - global_kl,
-            kl={name: _mean(share) for name, share in test.kl_shares().items()},
-            beta=_in_short(beta, test),
             lr=lr,
             images_per_second=self.rows / self.epoch_seconds,
             learned={name: value.item() for name, value in learned(self.estimator).items()},
-            global_kl=global_kl,
             critic_loss=self.critics.mean_loss(),
+            **monitored,
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)
         return metrics
+
+    def _monitored(self) -> dict:
+        """The metrics of the first rows of either set, at the end of an epoch."""
+        train = self._monitor(*self.data.train_rows(self.monitor_size))
+        test = self._monitor(*self.data.test_rows(self.monitor_size))
+        global_kl = self._global_kl(test)
+        return {
+            "train_elbo": _mean(train.local_log_weight()) - global_kl,
+            "test_elbo": _mean(test.local_log_weight()) - global_kl,
+            "kl": {name: _mean(share) for name, share in test.kl_shares().items()},
+            "beta": _in_short(self._beta(), test),
+            "global_kl": global_kl,
+        }
 
     def _global_kl(self, sites: Ledger) -> float:
         """What global sites cost, shared by all N training rows."""

@@ -1,8 +1,9 @@
-"""The default optimiser."""
+"""The default optimiser; and the moving average of what it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,52 @@ def settings_of(optimizer: torch.optim.Optimizer) -> dict:
     """The class and the plain defaults of an optimiser: what a resumed run must have in common with a stopped one."""
     plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, bool | int | float | str | tuple)}
     return {"optimizer": type(optimizer).__name__, **plain}
+
+
+class WeightAverage:
+    r"""The exponential moving average of a module's weights and buffers (Polyak & Juditsky 1992, discounted).
+
+        theta~_t = d_t theta~_t-1 + (1 - d_t) theta_t,  d_t = min(decay, (1 + t) / (10 + t))
+
+    for t = 1, 2 ..., which forgets the first weights soon. Batch norm's statistics are averaged alike.
+
+    Args:
+        module: what is trained; its weights are the first average.
+        decay: between 0 and 1; about 1 / (1 - decay) steps are remembered.
+
+    Raises:
+        ValueError: the decay is out of range.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"the decay of the average of weights is {decay!r}; expected a number between 0 and 1")
+        self.module, self.decay = module, decay
+        self.mean = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, t: int) -> None:
+        """Take in the weights after step number `t`."""
+        live = self.module.state_dict()
+        floating = [name for name, value in live.items() if value.is_floating_point()]
+        decay = min(self.decay, (1 + t) / (10 + t))
+        torch._foreach_lerp_([self.mean[n] for n in floating], [live[n] for n in floating], 1 - decay)
+        for name in live.keys() - floating:
+            self.mean[name].copy_(live[name])
+
+    def put(self) -> None:
+        """Put the average in place of the module's weights."""
+        self.module.load_state_dict(self.mean)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average in place of the weights, which come back afterwards."""
+        kept = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.put()
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(kept)
 
 
 class FusedAdam(torch.optim.Adam):

@@ -45,6 +45,7 @@ def fit(
     clip_value: float | None = None,
     critic_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = CriticAdam,
     critic_steps: int = 1,
+    average: float | None = None,
     supervised: bool | None = None,
     monitor_size: int = 1000,
     device: str | torch.device | None = None,
@@ -83,6 +84,8 @@ def fit(
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
         critic_optimizer: makes the optimiser of the critics, where the structure has some, from their parameters.
         critic_steps: their steps before each step of the ELBO, on its batch.
+        average: decay, such as 0.999, of an exponential moving average of the weights (`optim.WeightAverage`). It is
+            what the metrics are of, what the checkpoint holds for evaluation, and what the structure has at the end.
         supervised: pass the labels to `model` and `guide` as y; left out, where the structure says that it takes them.
         monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
         device: where to train; the structure's own device if left out.
@@ -153,6 +156,7 @@ def fit(
         out=out,
         critic_optimizer=critic_optimizer,
         critic_steps=critic_steps,
+        average=average,
         processes=together,
     )
     if resume:

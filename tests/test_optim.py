@@ -1,8 +1,10 @@
-"""FusedAdam is torch's Adam."""
+"""FusedAdam is torch's Adam; the average of weights is what its formula says."""
 
+import pytest
 import torch
 
 from pyro_lvae import FusedAdam
+from pyro_lvae.optim import WeightAverage
 
 
 def descend(make, steps=7):
@@ -49,3 +51,28 @@ def test_closure():
 
     assert optimizer.step(closure) == 4
     assert torch.allclose(w, torch.full((4,), 0.9))
+
+
+def test_the_average_of_weights_and_buffers_by_hand():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).double()
+    average = WeightAverage(net, decay=0.7)
+    by_hand = {name: value.clone() for name, value in net.state_dict().items()}
+    for t in range(1, 30):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_(torch.randn_like(p))
+        net(torch.randn(5, 2).double())
+        average.update(t)
+        d = min(0.7, (1 + t) / (10 + t))
+        for name, value in net.state_dict().items():
+            by_hand[name] = d * by_hand[name] + (1 - d) * value if value.is_floating_point() else value.clone()
+    live = {name: value.clone() for name, value in net.state_dict().items()}
+    with average.in_place():
+        torch.testing.assert_close(dict(net.state_dict()), by_hand, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dict(net.state_dict()), live, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1, 2])
+def test_a_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=f"the decay of the average of weights is {decay}; expected a number between"):
+        WeightAverage(torch.nn.Linear(2, 2), decay)

@@ -34,6 +34,7 @@ from pyro_lvae import (
     load_checkpoint,
 )
 from pyro_lvae.results import read_metrics
+from pyro_lvae.traces import evaluating, fixed_noise, ledger
 
 QUIET = dict(callbacks=())
 
@@ -315,19 +316,19 @@ def _timeless(history):
     return [{k: v for k, v in vars(m).items() if k not in ("seconds", "images_per_second")} for m in history]
 
 
-@pytest.mark.parametrize("batches", [1, 5, 6, 7, 17])
-def test_ctrl_c_leaves_a_checkpoint_that_goes_on_bit_for_bit(tiny, tmp_path, batches):
+@pytest.mark.parametrize(("batches", "average"), [(1, None), (5, None), (6, 0.9), (7, 0.9), (17, None)])
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_bit_for_bit(tiny, tmp_path, batches, average):
     tiny = load("digits") if batches == 17 else tiny
     make = (lambda: (torch.manual_seed(0), LadderVAE(64, (4,), (8,)))[1]) if batches == 17 else ladder
-    whole = make()
-    history = fit(whole, tiny, **RUN, **QUIET)
+    whole, run = make(), RUN | dict(average=average)
+    history = fit(whole, tiny, **run, **QUIET)
     stopped, handler = make(), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {batches}"):
-        fit(stopped, tiny, **RUN, out=tmp_path, callbacks=[StopAfter(batches)])
+        fit(stopped, tiny, **run, out=tmp_path, callbacks=[StopAfter(batches)])
     assert signal.getsignal(signal.SIGINT) is handler
     torch.manual_seed(12345)  # whatever the new process does before
     resumed = LadderVAE(64, (4,), (8,)) if batches == 17 else LadderVAE(12, (5, 3, 2), (16, 8, 8))
-    again = fit(resumed, tiny, **RUN, out=tmp_path, resume=True, **QUIET)
+    again = fit(resumed, tiny, **run, out=tmp_path, resume=True, **QUIET)
     assert _same(_weights(whole), _weights(resumed))
     assert _timeless(history) == _timeless(again) == _timeless(read_metrics(tmp_path / "metrics.jsonl"))
 
@@ -371,6 +372,27 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
         assert _same(ours, theirs)
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     assert _timeless(lines[0]) == _timeless(lines[1])
+
+
+def test_an_average_of_the_weights_is_what_is_left_and_measured(tiny, tmp_path):
+    plain, averaged = ladder(), ladder()
+    torch.manual_seed(1)
+    fit(plain, tiny, epochs=4, batch_size=16, **QUIET)
+    torch.manual_seed(1)
+    history = fit(averaged, tiny, epochs=4, batch_size=16, average=0.99, out=tmp_path, **QUIET)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert _same(checkpoint["trained"], _weights(plain))
+    assert _same(checkpoint["structure"], _weights(averaged))
+    assert not _same(_weights(plain), _weights(averaged))
+    x, _ = tiny.test_rows(1000)
+    with evaluating(averaged), fixed_noise(x.device):
+        measured = ledger(averaged.model, averaged.guide, x).local_log_weight().mean().item()
+    assert measured == pytest.approx(history[-1].test_elbo, abs=1e-5)
+    fit(averaged, tiny, epochs=5, batch_size=16, out=tmp_path, resume=True, **QUIET)  # goes on from what was trained
+    again = ladder()
+    torch.manual_seed(1)
+    fit(again, tiny, epochs=5, batch_size=16, **QUIET)
+    assert _same(_weights(averaged), _weights(again))
 
 
 def test_more_epochs_after_the_end(tiny, tmp_path):
