@@ -1,0 +1,114 @@
+"""Importance-weighted autoencoders: one and two latent layers, k = 1, 5, 50, by four bounds.
+
+    python examples/iwae.py --root FOLDER        # MNIST, eight stages, 3,280 epochs a model
+    python examples/iwae.py --root FOLDER --stages 2 --batch_size 100 --particles 1 5 --num_samples 500
+    python examples/iwae.py --smoke              # seconds, on the embedded digits
+
+Burda et al. (2016, table 1 and section 5): the VAE's bound averaged over k draws, and the importance-weighted bound of
+k draws (IWAE); beside them the Renyi bound of order 1/2 (Li & Turner 2016), and the doubly reparameterized gradient of
+IWAE's bound (DReG; Tucker et al. 2019). A stage i of 1 ... 8 has 3^(i-1) epochs at the learning rate
+0.001 * 10^(-(i-1)/7). Test -log p(x) by importance sampling, and units of each layer whose posterior mean varies. With
+one draw the four bounds are one. Each row has a run folder under --out; stopped or done, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, HierarchicalVAE, Renyi, SampledELBO, load
+from pyro_lvae.results import finish_rows, markdown_rows, write_text
+from pyro_lvae.runs import trained
+
+BOUNDS = {"VAE": SampledELBO, "IWAE": IWAE, "DReG": DReG, "Renyi 1/2": partial(Renyi, 0.5)}
+
+
+def learning_rate(epoch: int, stages: int) -> float:
+    """Of an epoch, counted from 0, as a multiple of the first stage's; the last stage's from its end on."""
+    stage = next((i for i in range(stages) if epoch < (3 ** (i + 1) - 1) // 2), stages - 1)
+    return round(10 ** (1 - stage / 7), 1) / 10
+
+
+def make(layers: int, data: Dataset, args) -> nn.Module:
+    """The published networks: tanh, two hidden layers between each two latent ones."""
+    sizes = dict(z_dims=args.z_dims[-layers:], hidden_dims=args.hidden_dims[:layers])
+    return HierarchicalVAE(data.x_dim, **sizes, batch_norm=False, activation=nn.Tanh)
+
+
+def row(bound: str, k: int, layers: int, data: Dataset, args) -> dict:
+    """Train one model, or go on with it; its figures."""
+    torch.manual_seed(args.seed)
+    found = trained(
+        make(layers, data, args),
+        data,
+        args.out / f"{bound.replace(' 1/2', '')}-{k}-{layers}",
+        num_samples=args.num_samples,
+        num_images=args.num_images,
+        estimator=BOUNDS[bound](num_particles=k),
+        epochs=(3**args.stages - 1) // 2,
+        batch_size=args.batch_size,
+        optimizer=partial(FusedAdam, lr=1e-3, eps=1e-4),
+        lr_scheduler=partial(LambdaLR, lr_lambda=partial(learning_rate, stages=args.stages)),
+    )
+    active = [f"{found.active_units[name]} of {size}" for name, size in found.units.items()]
+    return {
+        "test ELBO": found.test_elbo,
+        "-log p(x)": -found.test_log_likelihood,
+        "active units": ", ".join(active),
+        "seconds": found.seconds,
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict]:
+    args = _arguments(argv)
+    data = load(args.data, args.root)
+    settings = {
+        k: v for k, v in vars(args).items() if k not in ("out", "root", "bounds", "particles", "layers", "smoke")
+    }
+    makers: dict[str, Callable[[], dict]] = {}
+    for layers in args.layers:
+        for k in args.particles:
+            for bound in args.bounds if k > 1 else args.bounds[:1]:
+                name = f"{bound}, k = {k}, L = {layers}"
+                makers[name] = partial(row, bound, k, layers, data, args)
+    rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
+    table = markdown_rows("model", {name: rows[name] for name in makers}, {"seconds": 0})
+    write_text(args.out / "results.md", table + "\n")
+    print(table)
+    return rows
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one epoch of small models on the digits")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--bounds", nargs="+", default=list(BOUNDS), choices=list(BOUNDS))
+    parser.add_argument("--particles", type=int, nargs="+", default=[1, 5, 50], help="k")
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2], choices=(1, 2))
+    parser.add_argument(
+        "--z_dims", type=int, nargs=2, default=[100, 50], help="units of z1, z2; one layer has the last"
+    )
+    parser.add_argument("--hidden_dims", type=int, nargs=2, default=[200, 100], help="widths of the MLPs")
+    parser.add_argument("--stages", type=int, default=8, choices=range(1, 9))
+    parser.add_argument("--batch_size", type=int, default=20)
+    parser.add_argument("--num_samples", type=int, default=5000, help="importance samples of log p(x)")
+    parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/iwae"))
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.out = args.out.with_name(args.out.name + "-smoke")
+        small = dict(data="digits", stages=1, batch_size=200, z_dims=[4, 2], hidden_dims=[16, 8], particles=[1, 3])
+        vars(args).update(small, num_samples=5, num_images=20)
+    return args
+
+
+if __name__ == "__main__":
+    main()
