@@ -1,12 +1,14 @@
 """Every example runs: --smoke of each file in examples/."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "all")
 
 
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
@@ -16,6 +18,22 @@ def test_example_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
+
+
+def test_all_runs_what_it_is_asked_for_and_tells_what_failed(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from examples import all; "
+        f"assert all.NAMES == {[path.stem for path in EXAMPLES]}; "
+        "all.HERE = logs = Path(sys.argv[1]); "
+        "sys.exit(all.main(['--smoke', '--only', 'iwae', 'topics', '--logs', str(logs)]))"
+    )
+    (tmp_path / "iwae.py").write_text("import sys; print(sys.argv[1:])")
+    (tmp_path / "topics.py").write_text("raise SystemExit(3)")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "iwae: ok" in done.stdout
+    assert "topics: exit status 3" in done.stdout
+    assert (tmp_path / "iwae.log").read_text() == "['--smoke']\n"
 
 
 def test_a_new_structure_takes_fewer_than_forty_lines():

@@ -1,0 +1,186 @@
+"""Auto-encoding variational Bayes, replicated: manifolds, draws and batch sizes, depth of the encoder, activations.
+
+    python examples/aevb.py --root FOLDER                        # all four
+    python examples/aevb.py --root FOLDER --parts depth          # one of them
+    python examples/aevb.py --smoke                              # seconds, on the embedded digits
+
+After Kingma & Welling (2014) and a replication of them: one hidden layer of 500 tanh units, the bound L^B with a
+closed-form KL, batches of 100.
+
+- manifolds: two latent units; E[x|z] over the unit square through the inverse normal CDF, of MNIST and of Frey Face.
+- samples: the bound against draws L a datum and batch size M, on Frey Face; L x M models, each one compiled step where
+  that pays.
+- depth: encoders of one to four hidden layers, N_z = 10.
+- activations: sigmoid, tanh and ReLU, N_z = 10, with their time.
+
+L^A against L^B is in compare_estimators.py, the autoencoder against the VAE in autoencoder.py. Tables and pictures are
+under --out; stopped or done, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from pyro_lvae import VAE, AnalyticELBO, Dataset, fit, load
+from pyro_lvae.conditionals import Bernoulli, Normal
+from pyro_lvae.loop import CHECKPOINT
+from pyro_lvae.plots import latent_manifold, lines, save
+from pyro_lvae.results import finish_rows, markdown_rows, write_text
+
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "ReLU": nn.ReLU}
+
+
+def vae(data: Dataset, args, z_dim: int | None = None, **options) -> VAE:
+    """The VAE of the paper; `options` say what differs."""
+    torch.manual_seed(args.seed)
+    likelihood = Bernoulli if data.binarize else partial(Normal, min_variance=1e-3)
+    plain = dict(num_hidden=1, batch_norm=False, activation=nn.Tanh, likelihood=likelihood)
+    return VAE(data.x_dim, z_dim or args.z_dim, args.hidden, **plain | options)
+
+
+def train(structure: nn.Module, data: Dataset, folder: Path, epochs: int, batch_size: int, L: int = 1) -> dict:
+    """Train, or go on with what is in `folder`; bounds and seconds, epoch by epoch."""
+    history = fit(
+        structure,
+        data,
+        AnalyticELBO(num_particles=L),
+        epochs=epochs,
+        batch_size=batch_size,
+        out=folder,
+        resume=(folder / CHECKPOINT).exists(),
+        checkpoint_every=max(1, epochs // 20),
+    )
+    return {
+        "train bound": [m.train_elbo for m in history],
+        "test bound": [m.test_elbo for m in history],
+        "seconds": [m.seconds for m in history],
+    }
+
+
+def at_the_end(rows: dict[str, dict]) -> dict[str, dict]:
+    """The last value of each curve."""
+    return {name: {k: curve[-1] for k, curve in row.items()} for name, row in rows.items()}
+
+
+# ---------------------------------------------------------------------- the parts: each a table
+
+
+def manifolds(args, out: Path, settings: dict) -> str:
+    sources = {args.data: args.epochs, args.faces: args.face_epochs}
+    rows = {}
+    for name, epochs in sources.items():
+        data = load(name, args.root)
+        structure = vae(data, args, z_dim=2)
+        rows[name] = train(structure, data, out / name, epochs, args.batch_size)
+        save({name: latent_manifold(structure, data.x_test, data.shape)}, out)
+    return markdown_rows("data, N_z = 2", at_the_end(rows))
+
+
+def samples(args, out: Path, settings: dict) -> str:
+    data = load(args.faces, args.root)
+
+    def row(L: int, batch_size: int) -> dict:
+        return train(vae(data, args), data, out / f"{L}-{batch_size}", args.sweep_epochs, batch_size, L)
+
+    makers = {f"L = {L}, M = {M}": partial(row, L, M) for M in args.batch_sizes for L in args.L}
+    rows = finish_rows(out / "results.json", settings | {"epochs": args.sweep_epochs}, makers, tell=print)
+    ends = at_the_end({name: rows[name] for name in makers})
+    save({"bounds": heatmaps(ends, args.L, args.batch_sizes)}, out)
+    return markdown_rows(f"{args.faces}, {args.sweep_epochs} epochs", ends)
+
+
+def compared(rows: dict[str, dict], title: str, out: Path) -> str:
+    """Bounds of several models over the epochs, and at the end."""
+    panels = {
+        bound: {name: (range(1, len(r[bound]) + 1), r[bound]) for name, r in rows.items()}
+        for bound in ("train bound", "test bound")
+    }
+    save({"bounds": lines(panels, "epoch", "nats per image")}, out)
+    return markdown_rows(title, at_the_end(rows))
+
+
+def depth(args, out: Path, settings: dict) -> str:
+    data = load(args.data, args.root)
+
+    def row(layers: int) -> dict:
+        structure = vae(data, args, num_hidden=layers, decoder_num_hidden=1)
+        return train(structure, data, out / str(layers), args.epochs, args.batch_size)
+
+    makers = {str(n): partial(row, n) for n in args.depths}
+    rows = finish_rows(out / "results.json", settings | {"epochs": args.epochs}, makers, tell=print)
+    return compared({name: rows[name] for name in makers}, "hidden layers of the encoder", out)
+
+
+def activations(args, out: Path, settings: dict) -> str:
+    data = load(args.data, args.root)
+
+    def row(name: str) -> dict:
+        structure = vae(data, args, activation=ACTIVATIONS[name])
+        return train(structure, data, out / name, args.epochs, args.batch_size)
+
+    makers = {name: partial(row, name) for name in ACTIVATIONS}
+    rows = finish_rows(out / "results.json", settings | {"epochs": args.epochs}, makers, tell=print)
+    return compared(rows, "activation", out)
+
+
+PARTS = {"manifolds": manifolds, "samples": samples, "depth": depth, "activations": activations}
+
+
+def heatmaps(ends: dict[str, dict], draws: list[int], batch_sizes: list[int]) -> Figure:
+    """Train and test bound by L and M."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for ax, bound in zip(figure.subplots(1, 2), ("train bound", "test bound"), strict=True):
+        values = [[ends[f"L = {L}, M = {M}"][bound] for M in batch_sizes] for L in draws]
+        image = ax.imshow(values, aspect="auto", origin="lower")
+        ax.set(title=bound, xlabel="batch size M", ylabel="draws L")
+        ax.set_xticks(range(len(batch_sizes)), batch_sizes)
+        ax.set_yticks(range(len(draws)), draws)
+        figure.colorbar(image, ax=ax, label="nats per image")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> dict[str, str]:
+    args = _arguments(argv)
+    settings = {k: getattr(args, k) for k in ("data", "faces", "z_dim", "hidden", "batch_size", "seed")}
+    tables = {}
+    for name in args.parts:
+        tables[name] = PARTS[name](args, args.out / name, settings)
+        write_text(args.out / name / "results.md", tables[name] + "\n")
+        print(tables[name])
+    return tables
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="small models on the digits")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--faces", default="freyfaces", help="data of the second manifold and of the sweep")
+    parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--z_dim", type=int, default=10, help="N_z")
+    parser.add_argument("--hidden", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--face_epochs", type=int, default=1000, help="of the manifold of --faces")
+    parser.add_argument("--sweep_epochs", type=int, default=2000, help="of each model of the sweep")
+    parser.add_argument("--L", type=int, nargs="+", default=list(range(1, 9)), help="draws a datum")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[20, 60, 100, 140], help="M")
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4], help="hidden layers of the encoder")
+    parser.add_argument("--batch_size", type=int, default=100, help="of all but the sweep")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/aevb"))
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.out = args.out.with_name(args.out.name + "-smoke")
+        small = dict(data="digits", faces="digits", epochs=2, face_epochs=1, sweep_epochs=1, z_dim=3, hidden=16)
+        vars(args).update(small, L=[1, 2], batch_sizes=[100, 200])
+    return args
+
+
+if __name__ == "__main__":
+    main()
