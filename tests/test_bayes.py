@@ -300,6 +300,23 @@ def test_several_weights_in_one_batched_product(name, lead):
             torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((15, 4, 2), 0), ((15, 4, 3, 2), 0), ((2, 15, 4, 2), 1), ((4, 30, 2), 1)])
+def test_several_weights_where_the_rows_have_places(shape, dim):
+    """A linear layer on `[S B, H, W, C]` meets the weights of each row, not of each place."""
+    x, w, s = torch.randn(shape).double(), torch.randn(3, 6, 2).double(), 3
+    with ManyWeights([Drawn("w", w)], 5):
+        found = F.linear(x, w)
+    for n in range(shape[dim]):
+        expected = F.linear(x.select(dim, n), w[n // 5 % s])
+        torch.testing.assert_close(found.select(dim, n), expected)
+
+
+def test_several_weights_without_a_dimension_of_the_rows():
+    w = torch.randn(3, 6, 2)
+    with ManyWeights([Drawn("w", w)], 5), pytest.raises(ValueError, match=r"of shape \(5, 3, 2\).*needs the rows"):
+        F.linear(torch.randn(5, 3, 2), w)
+
+
 def _part(found, lead, s, i):
     return found.reshape(*lead, s, 5, *found.shape[1:]).select(len(lead), i).flatten(0, len(lead))
 

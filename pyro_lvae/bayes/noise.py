@@ -97,7 +97,8 @@ class LayerNoise(TorchFunctionMode):
 class ManyWeights(TorchFunctionMode):
     """Layers with S draws `[S, ...]` of their weights, each for its part of the rows: one batched product.
 
-    The rows `[..., S B, D]` hold the batch S times over, draw by draw.
+    The rows `[..., S B, D]` hold the batch S times over, draw by draw; or `[..., S B, H, W, D]`, with places after
+    them, where no later dim could be that of the rows. Rows and places in one dim are taken for rows.
 
     Args:
         drawn: the weights that are in use.
@@ -184,11 +185,14 @@ def _many(func, x: Tensor, weight: Tensor, bias: Tensor | None, many, batch: int
 
 def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None, b: Drawn | None, batch: int):
     count = len((w or b).value)
-    if x.ndim < 2:
+    of_rows = [d for d, size in enumerate(x.shape[:-1]) if size % (count * batch) == 0]
+    if not of_rows:
         raise ValueError(
             f"an input of shape {tuple(x.shape)} reaches a linear layer of which there are {count} draws of the "
             "weights: each draw needs the rows of the data. Use num_weights=1, or leave that layer out of where"
         )
+    if of_rows[-1] != x.ndim - 2:
+        return _many_linear(x.movedim(of_rows[-1], -2), weight, bias, w, b, batch).movedim(-2, of_rows[-1])
     rows = _parts(x.flatten(0, -2), count, batch)  # [S, rows, in]
     weight = weight if w else weight.expand(count, *weight.shape)
     product = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), rows, weight.mT)
