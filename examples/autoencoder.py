@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyro_lvae import AE, VAE, Dataset, FusedAdam, encode, fit, load
 from pyro_lvae.conditionals import Bernoulli
 from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.plots import image_grid, save
+from pyro_lvae.plots import image_grid, lines, save
 from pyro_lvae.results import markdown, read_rows, write_rows, write_text
 from pyro_lvae.traces import evaluating, generate
 
@@ -55,15 +55,9 @@ def reconstructed(structure: nn.Module, x: Tensor) -> Tensor:
 
 def curves(rows: dict[str, dict]) -> Figure:
     """Error against the size of the code."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    ax = figure.subplots()
-    for kind in MODELS:
-        of_kind = [r for r in rows.values() if r["model"] == kind]
-        ax.plot([r["z_dim"] for r in of_kind], [r["mse"] for r in of_kind], ".-", label=kind)
-    ax.set(xscale="log", xlabel="size of the code", ylabel="squared error a pixel", title="test images")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    return figure
+    of = {kind: [r for r in rows.values() if r["model"] == kind] for kind in MODELS}
+    errors = {kind: ([r["z_dim"] for r in found], [r["mse"] for r in found]) for kind, found in of.items()}
+    return lines({"test images": errors}, "size of the code", "squared error a pixel", is_logarithmic=True)
 
 
 def table(rows: dict[str, dict]) -> str:

@@ -77,15 +77,11 @@ def bound_table(curves: dict[str, dict[str, list[float]]]) -> str:
 
 def bound_curves(curves: dict[str, dict[str, list[float]]]) -> Figure:
     """One panel a latent size."""
-    figure = Figure(figsize=(2.8 * len(curves), 2.8), layout="constrained")
-    for ax, (size, by) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        for name, elbos in by.items():
-            ax.plot(range(1, len(elbos) + 1), elbos, ".-" if len(elbos) < 4 else "-", label=name)
-        ax.set(title=f"N_z = {size}", xlabel="epoch")
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("test ELBO, nats per image")
-    figure.axes[0].legend(frameon=False)
-    return figure
+    panels = {
+        f"N_z = {size}": {name: (range(1, len(elbos) + 1), elbos) for name, elbos in by.items()}
+        for size, by in curves.items()
+    }
+    return plots.lines(panels, "epoch", "test ELBO, nats per image")
 
 
 def trained_ladder(data, args) -> LadderVAE:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, LadderVAE, linear, load
-from pyro_lvae.results import markdown, markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.results import finish_rows, markdown, markdown_rows, write_text
 from pyro_lvae.runs import trained
 
 FIGURES = ("test ELBO", "test log p(x)", "KL", "active units", "parameters", "seconds")
@@ -72,15 +73,11 @@ def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "smoke")}
-    path = args.out / "results.json"
-    rows, makers = read_rows(path, settings), rows_of(data, args)
-    if unknown := set(args.rows or ()) - set(makers):
-        raise SystemExit(f"--rows names {sorted(unknown)}; there are {list(makers)}")
-    for name in args.rows or makers:
-        if name not in rows:
-            print(name, flush=True)
-            rows[name] = row(makers[name], data, args.out / name.split(",")[0], args)
-            write_rows(path, settings, rows)
+    makers = {
+        name: partial(row, make, data, args.out / name.split(",")[0], args)
+        for name, make in rows_of(data, args).items()
+    }
+    rows = finish_rows(args.out / "results.json", settings, makers, args.rows, tell=print)
     write_text(args.out / "results.md", tables(rows) + "\n")
     print(tables(rows))
     return rows

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, OptimalPriorVAE, VampPrior, VariationalGP, linear, load
-from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.results import finish_rows, markdown_rows, write_text
 from pyro_lvae.runs import trained
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 
@@ -75,15 +75,11 @@ def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "smoke")}
-    path = args.out / "results.json"
-    rows, makers = read_rows(path, settings), rows_of(data.x_dim, args)
-    if unknown := set(args.rows or ()) - set(makers):
-        raise SystemExit(f"--rows names {sorted(unknown)}; there are {list(makers)}")
-    for name in args.rows or makers:
-        if name not in rows:
-            print(name, flush=True)
-            rows[name] = row(makers[name], data, args.out / name.replace(" ", "_").replace(",", ""), args)
-            write_rows(path, settings, rows)
+    makers = {
+        name: partial(row, make, data, args.out / name.replace(" ", "_").replace(",", ""), args)
+        for name, make in rows_of(data.x_dim, args).items()
+    }
+    rows = finish_rows(args.out / "results.json", settings, makers, args.rows, tell=print)
     table = markdown_rows("model", rows, {"active units": 0, "seconds": 0})
     write_text(args.out / "results.md", table + "\n")
     print(table)

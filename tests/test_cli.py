@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from inspect import signature
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from pyro_lvae import __version__
+from pyro_lvae import BidirectionalLadderVAE, LadderVAE, __version__
 from pyro_lvae.cli import COMMANDS, main
 from pyro_lvae.cli.dispatch import FUNCTIONS
 
@@ -393,3 +394,23 @@ def test_every_estimator_trains_the_digits_ladder(estimator, tmp_path):
     assert len(lines) == 2
     learned = json.loads(lines[-1])["learned"]
     assert ("multiplier" in learned) is (estimator.split()[0] in ("ConstrainedELBO", "GECO"))
+
+
+def test_a_structure_of_a_yaml_file_has_its_own_defaults(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "structure: {class_path: BidirectionalLadderVAE, init_args: {hidden_dim: 8}}\n"
+        "epochs: 1\nbeta: 1\nnum_samples: 2\nnum_images: 4\ntensorboard: false\n"
+    )
+    main(["train", "--config", "mine.yaml", "--out", "run"])
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    own = signature(BidirectionalLadderVAE).parameters["z_dims"].default
+    assert tuple(kept["structure"]["init_args"]["z_dims"]) == own != signature(LadderVAE).parameters["z_dims"].default
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_sentence(capsys):
+    main(["train", *SMALL, "--beta.length", "9", "--out", "run"])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "pyro-lvae train: training ends after 2 epochs" in error
+    assert "UserWarning" not in error
+    assert ".py" not in error

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
@@ -38,18 +41,42 @@ def dispatch(argv: list[str]) -> None:
     """Run the command that `argv` begins with."""
     if os.getcwd() not in sys.path:  # a structure of the user's own lies where the command was typed
         sys.path.insert(0, os.getcwd())
-    parser = _parser(names_structure=any(re.fullmatch(r"--structure(=.*)?", word) for word in argv))
+    parser = _parser(_names_structure(argv))
     options = _parse(parser, argv)
     command = options.subcommand
     try:
-        arguments = _arguments(parser, options)
-        FUNCTIONS[command](**arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _say(f"pyro-lvae {command}: {message}")
+            FUNCTIONS[command](**_arguments(parser, options))
     except KeyboardInterrupt as stop:
         Console(stderr=True).print(f"\n{stop or 'stopped'}", markup=False)
         sys.exit(130)
     except ERRORS as error:
-        Console(stderr=True).print(f"pyro-lvae {command}: {error}", markup=False, highlight=False)
+        _say(f"pyro-lvae {command}: {error}")
         sys.exit(1)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(message, markup=False, highlight=False)
+
+
+def _names_structure(argv: list[str]) -> bool:
+    """Whether the command line names a structure, or a file of options on it does."""
+    return any(re.fullmatch(r"--structure(=.*)?", word) for word in argv) or any(
+        "structure" in options for options in _files(argv)
+    )
+
+
+def _files(argv: list[str]) -> Iterator[dict]:
+    """The contents of every --config that can be read; what is wrong with another is said when it is parsed."""
+    names = [after for word, after in pairwise(argv) if word == "--config"]
+    for name in names + [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]:
+        try:
+            options = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if isinstance(options, dict):
+            yield options
 
 
 def _parser(names_structure: bool = False) -> ArgumentParser:
