@@ -29,9 +29,10 @@ from torch import nn
 
 from pyro_lvae import VAE, AnalyticELBO, Dataset, fit, load
 from pyro_lvae.conditionals import Bernoulli, Normal
+from pyro_lvae.experiments import finish_rows, markdown_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import latent_manifold, lines, save
-from pyro_lvae.results import finish_rows, markdown_rows, write_text
+from pyro_lvae.results import write_text
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "ReLU": nn.ReLU}
 

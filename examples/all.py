@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from pyro_lvae.results import markdown
+from pyro_lvae.experiments import markdown
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("all", "__init__"))

@@ -38,7 +38,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures, load
 from pyro_lvae.conditionals import Bernoulli, Normal, StudentT
-from pyro_lvae.results import read_rows, write_rows, write_text
+from pyro_lvae.experiments import read_rows, write_rows
+from pyro_lvae.results import write_text
 
 Task = tuple[np.ndarray, np.ndarray, np.ndarray]  # normal rows to train on, to test on; anomalies
 

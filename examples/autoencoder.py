@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from pyro_lvae import AE, VAE, Dataset, FusedAdam, encode, fit, load
 from pyro_lvae.conditionals import Bernoulli
+from pyro_lvae.experiments import markdown, read_rows, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, lines, save
-from pyro_lvae.results import markdown, read_rows, write_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.traces import evaluating, generate
 
 MODELS = {"AE": AE, "VAE": VAE}

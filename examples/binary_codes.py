@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from pyro_lvae import Dataset, SparseVAE, linear, load, rate_distortion
+from pyro_lvae.experiments import markdown_rows, read_rows, write_rows
 from pyro_lvae.plots import image_grid, save
-from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 from pyro_lvae.structures.sparse import BetaCode, RelaxedBernoulliCode, TwoGaussiansCode
 from pyro_lvae.traces import evaluating

@@ -34,9 +34,10 @@ from pyro_lvae import (
     load,
 )
 from pyro_lvae.conditionals import Bernoulli
+from pyro_lvae.experiments import markdown, read_rows, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, pca, save
-from pyro_lvae.results import markdown, read_rows, write_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.traces import generate
 
 

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyro_lvae import VAE, ConditionalVAE, Dataset, linear, load
+from pyro_lvae.experiments import markdown_rows, read_rows, write_rows
 from pyro_lvae.plots import image_grid, save
-from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 from pyro_lvae.traces import evaluating, generate, guide_sites
 

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, LadderVAE, linear, load
-from pyro_lvae.results import finish_rows, markdown, markdown_rows, write_text
+from pyro_lvae.experiments import finish_rows, markdown, markdown_rows
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
 FIGURES = ("test ELBO", "test log p(x)", "KL", "active units", "parameters", "seconds")

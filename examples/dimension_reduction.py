@@ -33,7 +33,8 @@ from sklearn.preprocessing import StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures
 from pyro_lvae.conditionals import Normal, StudentT
-from pyro_lvae.results import write_rows, write_text
+from pyro_lvae.experiments import write_rows
+from pyro_lvae.results import write_text
 
 CLEAN, CONTAMINATED = "clean", "contaminated"
 LIKELIHOODS = {"Gaussian": partial(Normal, min_variance=1e-3), "Student-t": partial(StudentT, min_scale=0.03)}

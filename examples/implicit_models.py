@@ -39,8 +39,9 @@ from pyro_lvae import (
     fit,
 )
 from pyro_lvae.evaluate import posterior_samples
+from pyro_lvae.experiments import markdown_rows, write_rows
 from pyro_lvae.plots import save
-from pyro_lvae.results import markdown_rows, write_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.structures.flows import IAF
 
 WEIGHT = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.6, -0.6]])

@@ -23,7 +23,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, HierarchicalVAE, Renyi, SampledELBO, load
-from pyro_lvae.results import finish_rows, markdown_rows, write_text
+from pyro_lvae.experiments import finish_rows, markdown_rows
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
 BOUNDS = {"VAE": SampledELBO, "IWAE": IWAE, "DReG": DReG, "Renyi 1/2": partial(Renyi, 0.5)}

@@ -22,8 +22,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, Summary, linear, load, load_weights
+from pyro_lvae.experiments import finish_rows, markdown, markdown_rows
 from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.results import finish_rows, markdown, markdown_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
 PUBLISHED = {  # permutation-invariant MNIST, log p(x) or a bound on it, nats

@@ -24,8 +24,9 @@ from torch import nn
 
 from pyro_lvae import Callback, Dataset, FusedAdam, HierarchicalVAE, LadderVAE, ProgressBar, active_units, linear, load
 from pyro_lvae.conditionals import Bernoulli, Normal
+from pyro_lvae.experiments import finish_rows, markdown_rows
 from pyro_lvae.plots import lines, save
-from pyro_lvae.results import finish_rows, markdown_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
 VARIANTS = ("VAE", "VAE+BN", "VAE+BN+WU", "LVAE+BN+WU")

@@ -20,9 +20,10 @@ from torch import nn
 from torch.optim import Adagrad, RMSprop
 
 from pyro_lvae import VAE, Dataset, FusedAdam, NonFiniteLoss, fit, load
+from pyro_lvae.experiments import finish_rows, markdown
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import lines, save
-from pyro_lvae.results import finish_rows, markdown, write_text
+from pyro_lvae.results import write_text
 
 OPTIMIZERS = {"AdaGrad": Adagrad, "RMSProp": RMSprop, "Adam": FusedAdam}
 

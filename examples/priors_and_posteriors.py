@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, OptimalPriorVAE, VampPrior, VariationalGP, linear, load
-from pyro_lvae.results import finish_rows, markdown_rows, write_text
+from pyro_lvae.experiments import finish_rows, markdown_rows
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 

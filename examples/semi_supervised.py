@@ -35,8 +35,9 @@ from pyro_lvae import (
     sample_prior,
 )
 from pyro_lvae.conditionals import Normal
+from pyro_lvae.experiments import markdown_rows, read_rows, write_rows
 from pyro_lvae.plots import image_grid, save
-from pyro_lvae.results import markdown_rows, read_rows, write_rows, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
 CODES = 50  # size of M1's codes

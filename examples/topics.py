@@ -44,7 +44,8 @@ from pyro_lvae import (
     plots,
     topics,
 )
-from pyro_lvae.results import EpochMetrics, read_rows, write_rows, write_text
+from pyro_lvae.experiments import read_rows, write_rows
+from pyro_lvae.results import EpochMetrics, write_text
 
 NVDM_OPTIONS = dict(
     data="20newsgroups",

@@ -33,6 +33,7 @@ ROOMS = [
         "distributed",
         "svi",
         "results",
+        "experiments",
         "checkpoint",
         "callbacks",
         "bayes",

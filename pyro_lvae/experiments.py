@@ -1,0 +1,77 @@
+"""Experiments of several rows: which are finished, and their table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .results import write_json
+
+
+def read_rows(path: Path, settings: dict) -> dict[str, dict]:
+    """The finished rows of an experiment by name, as `write_rows` left them; none where there is no such file.
+
+    Raises:
+        ValueError: the file holds rows of other settings.
+    """
+    if not path.exists():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    changed = {k: (v, settings.get(k)) for k, v in kept["settings"].items() if settings.get(k) != v}
+    if changed:
+        raise ValueError(f"{path} holds results of other settings (there, here): {changed}; name another folder")
+    return kept["results"]
+
+
+def write_rows(path: Path, settings: dict, rows: dict[str, dict]) -> None:
+    """Write the rows of an experiment, whole or not at all."""
+    write_json(path, {"settings": settings, "results": rows})
+
+
+def finish_rows(
+    path: Path,
+    settings: dict,
+    makers: Mapping[str, Callable[[], dict]],
+    names: Iterable[str] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, dict]:
+    """The rows of an experiment: those that an earlier call finished, and the rest as their makers give them.
+
+    Args:
+        path: file of the rows; written after each.
+        settings: what the rows depend on.
+        makers: {name: makes the row}.
+        names: the rows wanted; all if left out.
+        tell: called with the name of each row that is made.
+
+    Raises:
+        ValueError: a name has no maker, or `path` holds rows of other settings.
+    """
+    if unknown := [name for name in names or () if name not in makers]:
+        raise ValueError(f"there are no rows {unknown}; there are {list(makers)}")
+    rows = read_rows(path, settings)
+    for name in makers if names is None else names:
+        if name not in rows:
+            if tell is not None:
+                tell(name)
+            rows[name] = makers[name]()
+            write_rows(path, settings, rows)
+    return rows
+
+
+def markdown_rows(first: str, rows: Mapping[str, Mapping], digits: Mapping[str, int] | None = None) -> str:
+    """A Markdown table of rows by name, numbers with two digits or as `digits` says; `first` heads the names."""
+    heads = list(next(iter(rows.values())))
+    places = dict.fromkeys(heads, 2) | dict(digits or {})
+
+    def cell(row: dict, head: str) -> str:
+        return row[head] if isinstance(row[head], str) else f"{row[head]:.{places[head]}f}"
+
+    return markdown([first, *heads], [[name, *(cell(r, h) for h in heads)] for name, r in rows.items()])
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

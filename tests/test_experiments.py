@@ -1,0 +1,56 @@
+"""Rows of an experiment are made once, kept, and tabled."""
+
+import pytest
+
+from pyro_lvae.experiments import finish_rows, markdown_rows, read_rows, write_rows
+from pyro_lvae.plots import lines
+
+
+def _counting(made, name):
+    def make():
+        made.append(name)
+        return {"value": float(len(made))}
+
+    return make
+
+
+def test_rows_are_made_once(tmp_path):
+    made, told, path = [], [], tmp_path / "rows.json"
+    makers = {name: _counting(made, name) for name in "abc"}
+    assert finish_rows(path, {"epochs": 1}, makers, ["b"], told.append) == {"b": {"value": 1.0}}
+    rows = finish_rows(path, {"epochs": 1}, makers, tell=told.append)
+    assert made == told == ["b", "a", "c"]
+    assert rows == read_rows(path, {"epochs": 1}) == {n: {"value": float(i + 1)} for i, n in enumerate("bac")}
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path):
+    path, makers = tmp_path / "rows.json", {"a": lambda: {"value": 1.0}, "b": lambda: 1 / 0}
+    with pytest.raises(ZeroDivisionError):
+        finish_rows(path, {}, makers)
+    assert read_rows(path, {}) == {"a": {"value": 1.0}}
+
+
+def test_rows_that_do_not_belong_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there are no rows \['z'\]; there are \['a'\]"):
+        finish_rows(tmp_path / "rows.json", {}, {"a": dict}, ["z"])
+    write_rows(tmp_path / "rows.json", {"epochs": 1}, {"a": {}})
+    with pytest.raises(
+        ValueError, match=r"other settings \(there, here\): \{'epochs': \(1, 2\)\}; name another folder"
+    ):
+        finish_rows(tmp_path / "rows.json", {"epochs": 2}, {"a": dict})
+
+
+def test_a_table_of_numbers_and_words():
+    rows = {"VAE": {"ELBO": -1.234, "seconds": 9.6, "active": "3, 2"}}
+    assert markdown_rows("model", rows, {"seconds": 0}).splitlines() == [
+        *("| model | ELBO | seconds | active |", "|---|---|---|---|", "| VAE | -1.23 | 10 | 3, 2 |"),
+    ]
+
+
+def test_lines_cut_off_a_start_far_below():
+    curve = [-500.0, *(-100.0 - 10 / n for n in range(1, 30))]
+    figure = lines({"far": {"a": (range(30), curve)}, "near": {"a": ([1, 2], [1.0, 2.0])}}, "epoch", "nats")
+    far, near = figure.axes
+    assert -130 < far.get_ylim()[0] < -105
+    assert near.get_ylim()[0] < 1
+    assert [ax.get_title() for ax in figure.axes] == ["far", "near"]
