@@ -51,6 +51,6 @@ def test_lines_cut_off_a_start_far_below():
     curve = [-500.0, *(-100.0 - 10 / n for n in range(1, 30))]
     figure = lines({"far": {"a": (range(30), curve)}, "near": {"a": ([1, 2], [1.0, 2.0])}}, "epoch", "nats")
     far, near = figure.axes
-    assert -130 < far.get_ylim()[0] < -105
+    assert -120 < far.get_ylim()[0] < -102
     assert near.get_ylim()[0] < 1
     assert [ax.get_title() for ax in figure.axes] == ["far", "near"]
