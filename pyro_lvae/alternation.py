@@ -50,13 +50,23 @@ class CriticSteps:
                 loss = critic_loss(self.structure, *args)
                 found = [loss.detach(), *self._gradients(loss, parameters)]
             if self.processes.size > 1:
-                found = [t / self.processes.size for t in self.processes.add_up(found)]
+                found = self._averaged(found)
+                self._agree_on_buffers()
             for p, gradient in zip(parameters, found[1:], strict=True):
                 p.grad = gradient
             self.optimizer.step()
             self.total, self.count = self.total + found[0], self.count + 1
             for p in parameters:
                 p.grad = None
+
+    def _averaged(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t / self.processes.size for t in self.processes.add_up(tensors)]
+
+    def _agree_on_buffers(self) -> None:
+        """What critics keep beside their weights, such as a running log Z, each process has from its own rows."""
+        kept = [b for b in self.structure.buffers() if b.is_floating_point()]
+        for buffer, mean in zip(kept, self._averaged(kept), strict=True):
+            buffer.copy_(mean)
 
     def _gradients(self, loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
         found = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -80,6 +80,37 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path, options):
             torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-8)
 
 
+CRITICS = """
+import sys
+from functools import partial
+import torch
+from pyro_lvae import VAE, Dataset, FactorVAE, OptimalPriorVAE, fit
+from pyro_lvae.distributed import processes
+
+torch.manual_seed(0)
+rows = (torch.rand(46, 12) > 0.5).float()
+base = partial(VAE, z_dim=3, hidden_dim=8)
+structure = FactorVAE(12, partial(OptimalPriorVAE, base=base, critic_hidden_dim=8), critic_hidden_dim=8)
+fit(structure, Dataset("rows", rows[:40], rows[40:]), epochs=2, batch_size=20, callbacks=())
+torch.save(structure.state_dict(), f"{sys.argv[1]}-{processes().rank}.pt")
+"""
+
+
+def test_critics_in_two_processes_stay_one(tmp_path):
+    """Weights, and what critics keep beside them (log Z), are the same in both after training."""
+    script = tmp_path / "script.py"
+    script.write_text(CRITICS)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(script), str(tmp_path / "state")]
+    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = [torch.load(tmp_path / f"state-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    changed = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
+    assert not changed
+    assert any(name.endswith("log_normalizer") and value != 0 for name, value in states[0].items())
+
+
 def test_command_line_in_two_processes_resumed_by_one(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     rest = ["-m", "pyro_lvae", "train", "--out", str(tmp_path / "run"), "--num_samples", "5", "--num_images", "20"]
