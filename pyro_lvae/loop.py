@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
@@ -24,11 +23,11 @@ from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint
 from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
+from .monitor import monitored, not_finite
 from .objectives import learned, with_nesting
 from .optim import FusedAdam, WeightAverage, settings_of
 from .results import EpochMetrics, read_metrics
 from .schedules import Schedule
-from .traces import Ledger, evaluating, fixed_noise, ledger
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -310,7 +309,7 @@ class Loop:
         self._look()
         lr = float(self.optimizer.param_groups[0]["lr"])
         with nullcontext() if self.average is None else self.average.in_place():
-            monitored = self._monitored()
+            found = monitored(self.structure, self.data, self.monitor_size, self._beta(), self.supervised)
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.epoch, self.batch, self.order = self.epoch + 1, 0, None
@@ -324,47 +323,20 @@ class Loop:
             images_per_second=self.rows / self.epoch_seconds,
             learned={name: value.item() for name, value in learned(self.estimator).items()},
             critic_loss=self.critics.mean_loss(),
-            **monitored,
+            **found,
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0
         self.history.append(metrics)
         return metrics
 
-    def _monitored(self) -> dict:
-        """The metrics of the first rows of either set, at the end of an epoch."""
-        train = self._monitor(*self.data.train_rows(self.monitor_size))
-        test = self._monitor(*self.data.test_rows(self.monitor_size))
-        global_kl = self._global_kl(test)
-        return {
-            "train_elbo": _mean(train.local_log_weight()) - global_kl,
-            "test_elbo": _mean(test.local_log_weight()) - global_kl,
-            "kl": {name: _mean(share) for name, share in test.kl_shares().items()},
-            "beta": _in_short(self._beta(), test),
-            "global_kl": global_kl,
-        }
-
-    def _global_kl(self, sites: Ledger) -> float:
-        """What global sites cost, shared by all N training rows."""
-        with torch.no_grad():  # closed forms are computed only now
-            return -float(sites.global_log_weight()) / len(self.data.x_train)
-
-    def _monitor(self, x: Tensor, y: Tensor | None) -> Ledger:
-        with evaluating(self.structure), fixed_noise(self.device), pyro.validation_enabled(False):
-            return ledger(self.structure.model, self.structure.guide, *self._args(x, y))
-
     def _diagnosis(self, args: tuple, loss: float, norm: float) -> str:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            sites = ledger(self.structure.model, self.structure.guide, *args)
-        densities = {(name, kind): getattr(s, kind) for name, s in sites.items() for kind in ("log_p", "log_q")}
-        bad = [f"{kind} of {name!r}" for (name, kind), value in densities.items() if not torch.isfinite(value).all()]
-        where = f"not finite: {', '.join(bad)}" if bad else "every site is finite on a new draw, so it was a rare one"
         good = "none, for fit was called without out"
         if self.saved_step is not None:
             good = f"{self.out / CHECKPOINT}, of step {self.saved_step}"
         return (
-            f"the loss is {loss} and the gradient's norm {norm:g} in step {self.step + 1} (epoch "
-            f"{self.epoch + 1}); {where}. Last good checkpoint: {good}. Lower the learning rate, set clip_norm, or "
-            "raise min_variance"
+            f"the loss is {loss} and the gradient's norm {norm:g} in step {self.step + 1} (epoch {self.epoch + 1}); "
+            f"{not_finite(self.structure, args)}. Last good checkpoint: {good}. Lower the learning rate, set "
+            "clip_norm, or raise min_variance"
         )
 
 
@@ -386,15 +358,3 @@ def _interrupt_at_step_end(enabled: bool) -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _in_short(beta: dict[str, float], sites: Ledger) -> dict[str, float]:
-    """The weights by site; those of many global sites that are all alike as one, "global"."""
-    outside = {name: value for name, value in beta.items() if name in sites.global_sites}
-    if len(outside) < 2 or len(set(outside.values())) > 1:
-        return beta
-    return {n: v for n, v in beta.items() if n not in outside} | {"global": next(iter(outside.values()))}
-
-
-def _mean(x: Tensor) -> float:
-    return x.mean().item()

@@ -38,6 +38,7 @@ ROOMS = [
         "callbacks",
         "bayes",
         "alternation",
+        "monitor",
         "loop",
         "train",
         "evaluate",
