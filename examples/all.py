@@ -1,11 +1,11 @@
 """Every example, one after another.
 
     python -m examples.all --smoke              # minutes, on the embedded digits
-    python -m examples.all --root FOLDER        # at full length: days on a few cores; stopped, it goes on
+    python -m examples.all --root FOLDER        # at full length: days on a few cores
     python -m examples.all --smoke --only iwae aevb
 
-Each runs in a process of its own, and what it prints goes to NAME.log in --logs. One that fails does not stop the
-others; the exit status is then 1.
+Stopped, most go on from where they were. Each runs in a process of its own, and what it prints goes to NAME.log in
+--logs. One that fails does not stop the others; the exit status is then 1.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Importance-weighted autoencoders: one and two latent layers, k = 1, 5, 50, by four bounds.
 
     python examples/iwae.py --root FOLDER        # MNIST, eight stages, 3,280 epochs a model
-    python examples/iwae.py --root FOLDER --stages 2 --batch_size 100 --particles 1 5 --num_samples 500
+    python examples/iwae.py --root FOLDER --stages 2 --batch_size 100 --particles 1 5 --out runs/short
     python examples/iwae.py --smoke              # seconds, on the embedded digits
 
-Burda et al. (2016, table 1 and section 5): the VAE's bound averaged over k draws, and the importance-weighted bound of
-k draws (IWAE); beside them the Renyi bound of order 1/2 (Li & Turner 2016), and the doubly reparameterized gradient of
-IWAE's bound (DReG; Tucker et al. 2019). A stage i of 1 ... 8 has 3^(i-1) epochs at the learning rate
-0.001 * 10^(-(i-1)/7). Test -log p(x) by importance sampling, and units of each layer whose posterior mean varies. With
-one draw the four bounds are one. Each row has a run folder under --out; stopped or done, the same command goes on.
+Burda et al. (2016, table 1 and section 5): the VAE's bound averaged over k draws, and the importance-weighted bound
+of k draws (IWAE); beside them the Renyi bound of order 1/2 (Li & Turner 2016), and the doubly reparameterized
+gradient of IWAE's bound (DReG; Tucker et al. 2019). A stage i of 1 ... 8 has 3^(i-1) epochs at the learning rate
+0.001 * 10^(-(i-1)/7), rounded to 1e-4. Test -log p(x) by importance sampling, and units of each layer whose posterior
+mean varies. With one draw the four bounds are one. Each row has a run folder under --out; stopped or done, the same
+command goes on.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
+ESTIMATORS = {"IWAE": IWAE, "DReG": DReG}
 PUBLISHED = {  # permutation-invariant MNIST, log p(x) or a bound on it, nats
     "VAE, 1 layer, flows (Rezende & Mohamed 2015)": -85.10,
     "IWAE, 2 layers, IW = 1 (Burda et al. 2016)": -85.33,
@@ -96,16 +97,19 @@ def figures(found: Summary) -> dict:
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
     data, start = load(args.data, args.root), args.out / "first"
-    estimators = {f"IWAE, IW = {k}": IWAE(k) for k in args.particles}
-    estimators |= {f"DReG, IW = {k}": DReG(k) for k in args.particles if k > 1}
+    estimators = {
+        f"{name}, IW = {k}": ESTIMATORS[name](k)
+        for name in args.estimators
+        for k in args.particles
+        if (name, k) != ("DReG", 1)  # the ELBO, which IWAE is with one sample
+    }
     ladder = f"LVAE, {len(args.z_dims)} layers"
     makers: dict[str, Callable[[], dict]] = {ladder: partial(first, data, start, args)}
     for name, estimator in estimators.items():
         folder = args.out / name.replace(", IW = ", "-")
         makers[f"{ladder}, fine-tuned by {name}"] = partial(fine_tuned, estimator, data, start, folder, args)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "particles", "smoke")}
-    names = [n for n in makers if n == ladder or args.rows is None or any(part in n for part in args.rows)]
-    rows = finish_rows(args.out / "results.json", settings, makers, names, tell=print)
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "estimators", "particles", "smoke")}
+    rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
     published = markdown(["published", "log p(x)"], [[name, f"{value:.2f}"] for name, value in PUBLISHED.items()])
     table = markdown_rows("model", rows, {"epochs": 0, "seconds": 0}) + "\n\n" + published
     write_text(args.out / "results.md", table + "\n")
@@ -118,6 +122,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="small models on the digits")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--root", default=None, help="folder of the data")
+    parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=list(ESTIMATORS))
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 10], help="importance samples of fine-tuning")
     parser.add_argument("--z_dims", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of z1 upwards")
     parser.add_argument(
@@ -133,7 +138,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fine_lr", type=float, default=2e-4)
     parser.add_argument("--fine_gamma", type=float, default=0.99, help="factor of the learning rate, an epoch")
     parser.add_argument("--fine_average", type=float, default=0.999, help="decay of the average of weights")
-    parser.add_argument("--rows", nargs="+", default=None, help="parts of names of fine-tunings; all if left out")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples of log p(x)")
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)

@@ -64,8 +64,9 @@ class CriticSteps:
 
     def _agree_on_buffers(self) -> None:
         """What critics keep beside their weights, such as a running log Z, each process has from its own rows."""
-        kept = [b for b in self.structure.buffers() if b.is_floating_point()]
-        for buffer, mean in zip(kept, self._averaged(kept), strict=True):
+        others = (m for m in self.structure.modules() if not isinstance(m, nn.modules.batchnorm._BatchNorm))
+        kept = [b for m in others for b in m.buffers(recurse=False) if b.is_floating_point()]
+        for buffer, mean in zip(kept, self._averaged(kept) if kept else [], strict=True):
             buffer.copy_(mean)
 
     def _gradients(self, loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -22,7 +22,10 @@ class Callback:
         """Batch number `batch` of the epoch is done."""
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
-        """An epoch is done, before its checkpoint is written."""
+        """An epoch is done, before its checkpoint is written.
+
+        With `fit(average=...)` the metrics are of the average, while the structure has the weights in training.
+        """
 
     def on_end(self) -> None:
         """Training is over, by its end, an interruption or an error."""

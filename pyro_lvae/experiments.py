@@ -18,7 +18,8 @@ def read_rows(path: Path, settings: dict) -> dict[str, dict]:
     if not path.exists():
         return {}
     kept = json.loads(path.read_text(encoding="utf-8"))
-    changed = {k: (v, settings.get(k)) for k, v in kept["settings"].items() if settings.get(k) != v}
+    there = kept["settings"]
+    changed = {k: (there.get(k), settings.get(k)) for k in {**there, **settings} if settings.get(k) != there.get(k)}
     if changed:
         raise ValueError(f"{path} holds results of other settings (there, here): {changed}; name another folder")
     return kept["results"]
@@ -33,13 +34,14 @@ def finish_rows(
     path: Path,
     settings: dict,
     makers: Mapping[str, Callable[[], dict]],
-    names: Iterable[str] | None = None,
+    names: Sequence[str] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, dict]:
-    """The rows of an experiment: those that an earlier call finished, and the rest as their makers give them.
+    """The rows of an experiment: all that earlier calls finished, and those of `names` as their makers give them.
 
     Args:
-        path: file of the rows; written after each.
+        path: file of the rows; written before the first, so that a stopped one is not finished under other settings,
+            and after each.
         settings: what the rows depend on.
         makers: {name: makes the row}.
         names: the rows wanted; all if left out.
@@ -51,6 +53,7 @@ def finish_rows(
     if unknown := [name for name in names or () if name not in makers]:
         raise ValueError(f"there are no rows {unknown}; there are {list(makers)}")
     rows = read_rows(path, settings)
+    write_rows(path, settings, rows)
     for name in makers if names is None else names:
         if name not in rows:
             if tell is not None:

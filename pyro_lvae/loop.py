@@ -78,7 +78,7 @@ class Loop:
         self.estimator = with_nesting(estimator)
         self.optimizer = optimizer
         rows = {"rows": len(data.x_train), "x_dim": data.x_dim, "batch_size": batch_size}
-        self.settings = rows | settings_of(optimizer)
+        self.settings = rows | settings_of(optimizer) | {"average": average}
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
@@ -132,7 +132,7 @@ class Loop:
         self._look()
         state = {name: getattr(self, name) for name in _COUNTERS}
         state |= {
-            "structure": self.structure.state_dict() if self.average is None else self.average.mean,
+            "structure": self.structure.state_dict() if self.average is None else self.average.state_dict(),
             "estimator": learned(self.estimator),
             "optimizer": self.optimizer.state_dict(),
             "critics": self.critics.state_dict(),
@@ -155,7 +155,7 @@ class Loop:
         put_weights(self.structure, state, path)
         if self.average is not None:
             self.average = WeightAverage(self.structure, self.average.decay)
-        put_weights(self.structure, {"structure": state.get("trained", state["structure"])}, path)
+            put_weights(self.structure, {"structure": state["trained"]}, path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.critics.load_state_dict(state.get("critics"))
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:

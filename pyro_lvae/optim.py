@@ -16,11 +16,12 @@ def settings_of(optimizer: torch.optim.Optimizer) -> dict:
 
 
 class WeightAverage:
-    r"""The exponential moving average of a module's weights and buffers (Polyak & Juditsky 1992, discounted).
+    r"""The exponential moving average of a module's weights (Polyak & Juditsky 1992, discounted).
 
         theta~_t = d_t theta~_t-1 + (1 - d_t) theta_t,  d_t = min(decay, (1 + t) / (10 + t))
 
-    for t = 1, 2 ..., which forgets the first weights soon. Batch norm's statistics are averaged alike.
+    for t = 1, 2 ..., which forgets the first weights soon. Batch norm's running statistics are averaged alike; other
+    buffers are those of the module.
 
     Args:
         module: what is trained; its weights are the first average.
@@ -31,34 +32,44 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        if not 0 < decay < 1:
+        if not (isinstance(decay, float) and 0 < decay < 1):
             raise ValueError(f"the decay of the average of weights is {decay!r}; expected a number between 0 and 1")
         self.module, self.decay = module, decay
-        self.mean = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.live = {name: t.detach() for name, t in _averaged(module)}
+        self.mean = {name: t.clone() for name, t in self.live.items()}
 
     @torch.no_grad()
     def update(self, t: int) -> None:
         """Take in the weights after step number `t`."""
-        live = self.module.state_dict()
-        floating = [name for name, value in live.items() if value.is_floating_point()]
         decay = min(self.decay, (1 + t) / (10 + t))
-        torch._foreach_lerp_([self.mean[n] for n in floating], [live[n] for n in floating], 1 - decay)
-        for name in live.keys() - floating:
-            self.mean[name].copy_(live[name])
+        torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """That of the module, with the average in place of its weights."""
+        return self.module.state_dict() | self.mean
+
+    @torch.no_grad()
     def put(self) -> None:
         """Put the average in place of the module's weights."""
-        self.module.load_state_dict(self.mean)
+        torch._foreach_copy_(list(self.live.values()), list(self.mean.values()))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The average in place of the weights, which come back afterwards."""
-        kept = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        kept = [t.clone() for t in self.live.values()]
         self.put()
         try:
             yield
         finally:
-            self.module.load_state_dict(kept)
+            torch._foreach_copy_(list(self.live.values()), kept)
+
+
+def _averaged(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and batch norm's statistics, under every name that they have."""
+    yield from module.named_parameters(remove_duplicate=False)
+    for name, m in module.named_modules(remove_duplicate=False):
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats:
+            yield from ((f"{name}.{key}".lstrip("."), getattr(m, key)) for key in ("running_mean", "running_var"))
 
 
 class FusedAdam(torch.optim.Adam):

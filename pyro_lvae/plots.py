@@ -55,6 +55,8 @@ def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_l
 
 def _cut_off(ax, values: list[float]) -> None:
     """Limits of y without the lowest tenth, where that is far from the rest."""
+    if not values:
+        return
     low, high = torch.quantile(torch.tensor(values), 0.1).item(), max(values)
     if low - min(values) > high - low:
         ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)

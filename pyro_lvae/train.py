@@ -85,7 +85,8 @@ def fit(
         critic_optimizer: makes the optimiser of the critics, where the structure has some, from their parameters.
         critic_steps: their steps before each step of the ELBO, on its batch.
         average: decay, such as 0.999, of an exponential moving average of the weights (`optim.WeightAverage`). It is
-            what the metrics are of, what the checkpoint holds for evaluation, and what the structure has at the end.
+            what the metrics are of, what the checkpoint holds for evaluation, and what the structure has once all
+            epochs are done; until then (in callbacks, after an error or Ctrl-C) it has what is being trained.
         supervised: pass the labels to `model` and `guide` as y; left out, where the structure says that it takes them.
         monitor_size: rows of train and test data whose ELBO and KL are written down each epoch.
         device: where to train; the structure's own device if left out.
@@ -94,7 +95,7 @@ def fit(
         precision: of matrix products while training; weights, log-densities and evaluation stay float32. "tf32" acts
             on CUDA alone; "bfloat16" is autocast.
         out: run folder for `checkpoint.pt` and `metrics.jsonl`; without it nothing is written.
-        resume: go on from the checkpoint in `out`, with the same data and optimiser; `epochs`, `beta`,
+        resume: go on from the checkpoint in `out`, with the same data, optimiser and `average`; `epochs`, `beta`,
             `estimator` and (between epochs) `batch_size` may be new.
         overwrite: replace the checkpoint and metrics in `out`, once every input has been checked.
         checkpoint_every: epochs between checkpoints.

@@ -300,7 +300,9 @@ def test_several_weights_in_one_batched_product(name, lead):
             torch.testing.assert_close(mine, expected)
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((15, 4, 2), 0), ((15, 4, 3, 2), 0), ((2, 15, 4, 2), 1), ((4, 30, 2), 1)])
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((15, 4, 2), 0), ((15, 30, 2), 0), ((15, 30, 45, 2), 0), ((2, 15, 4, 2), 1), ((4, 30, 2), 1)]
+)
 def test_several_weights_where_the_rows_have_places(shape, dim):
     """A linear layer on `[S B, H, W, C]` meets the weights of each row, not of each place."""
     x, w, s = torch.randn(shape).double(), torch.randn(3, 6, 2).double(), 3

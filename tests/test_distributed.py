@@ -90,8 +90,11 @@ from pyro_lvae.distributed import processes
 torch.manual_seed(0)
 rows = (torch.rand(46, 12) > 0.5).float()
 base = partial(VAE, z_dim=3, hidden_dim=8)
+data = Dataset("rows", rows[:40], rows[40:])
+no_buffers = partial(VAE, z_dim=3, hidden_dim=8, batch_norm=False)
+fit(FactorVAE(12, no_buffers, critic_hidden_dim=8), data, epochs=1, batch_size=20, callbacks=())
 structure = FactorVAE(12, partial(OptimalPriorVAE, base=base, critic_hidden_dim=8), critic_hidden_dim=8)
-fit(structure, Dataset("rows", rows[:40], rows[40:]), epochs=2, batch_size=20, callbacks=())
+fit(structure, data, epochs=2, batch_size=20, callbacks=())
 torch.save(structure.state_dict(), f"{sys.argv[1]}-{processes().rank}.pt")
 """
 

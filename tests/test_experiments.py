@@ -27,6 +27,8 @@ def test_a_row_that_fails_leaves_the_others(tmp_path):
     path, makers = tmp_path / "rows.json", {"a": lambda: {"value": 1.0}, "b": lambda: 1 / 0}
     with pytest.raises(ZeroDivisionError):
         finish_rows(path, {}, makers)
+    with pytest.raises(ValueError, match="other settings"):  # nor is a first row begun under others gone on with
+        finish_rows(path, {"epochs": 3}, makers)
     assert read_rows(path, {}) == {"a": {"value": 1.0}}
 
 
@@ -34,6 +36,8 @@ def test_rows_that_do_not_belong_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"there are no rows \['z'\]; there are \['a'\]"):
         finish_rows(tmp_path / "rows.json", {}, {"a": dict}, ["z"])
     write_rows(tmp_path / "rows.json", {"epochs": 1}, {"a": {}})
+    with pytest.raises(ValueError, match=r"\{'seed': \(None, 7\)\}"):
+        read_rows(tmp_path / "rows.json", {"epochs": 1, "seed": 7})
     with pytest.raises(
         ValueError, match=r"other settings \(there, here\): \{'epochs': \(1, 2\)\}; name another folder"
     ):

@@ -55,6 +55,7 @@ def test_closure():
 
 def test_the_average_of_weights_and_buffers_by_hand():
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).double()
+    net[0].register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     average = WeightAverage(net, decay=0.7)
     by_hand = {name: value.clone() for name, value in net.state_dict().items()}
     for t in range(1, 30):
@@ -62,17 +63,22 @@ def test_the_average_of_weights_and_buffers_by_hand():
             for p in net.parameters():
                 p.copy_(torch.randn_like(p))
         net(torch.randn(5, 2).double())
+        net[0].mask[0] = t
         average.update(t)
         d = min(0.7, (1 + t) / (10 + t))
         for name, value in net.state_dict().items():
-            by_hand[name] = d * by_hand[name] + (1 - d) * value if value.is_floating_point() else value.clone()
+            is_copied = name in ("0.mask", "1.num_batches_tracked")
+            by_hand[name] = value.clone() if is_copied else d * by_hand[name] + (1 - d) * value
     live = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.testing.assert_close(average.state_dict(), by_hand, rtol=1e-12, atol=1e-12)
     with average.in_place():
         torch.testing.assert_close(dict(net.state_dict()), by_hand, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(dict(net.state_dict()), live, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.0, -1, 2])
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1, 2, "0.9"])
 def test_a_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ValueError, match=f"the decay of the average of weights is {decay}; expected a number between"):
+    with pytest.raises(
+        ValueError, match=f"the decay of the average of weights is {decay!r}; expected a number between"
+    ):
         WeightAverage(torch.nn.Linear(2, 2), decay)

@@ -98,7 +98,7 @@ class ManyWeights(TorchFunctionMode):
     """Layers with S draws `[S, ...]` of their weights, each for its part of the rows: one batched product.
 
     The rows `[..., S B, D]` hold the batch S times over, draw by draw; or `[..., S B, H, W, D]`, with places after
-    them, where no later dim could be that of the rows. Rows and places in one dim are taken for rows.
+    them. The last dim of just that size is taken for that of the rows, else the last of a multiple of it.
 
     Args:
         drawn: the weights that are in use.
@@ -185,7 +185,8 @@ def _many(func, x: Tensor, weight: Tensor, bias: Tensor | None, many, batch: int
 
 def _many_linear(x: Tensor, weight: Tensor, bias: Tensor | None, w: Drawn | None, b: Drawn | None, batch: int):
     count = len((w or b).value)
-    of_rows = [d for d, size in enumerate(x.shape[:-1]) if size % (count * batch) == 0]
+    multiples = [d for d, size in enumerate(x.shape[:-1]) if size % (count * batch) == 0]
+    of_rows = [d for d in multiples if x.shape[d] == count * batch] or multiples
     if not of_rows:
         raise ValueError(
             f"an input of shape {tuple(x.shape)} reaches a linear layer of which there are {count} draws of the "

@@ -54,8 +54,14 @@ class Dataset:
 
     def _check_binary(self) -> None:
         _check_grey(self.x_train)
-        if not ((self.x_test == 0) | (self.x_test == 1)).all():
+        if not self.is_binary:
             raise DataError(f"{self.name}: with binarize, x_test must hold 0 and 1 alone; draw it once beforehand")
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether batches and test rows hold 0 and 1 alone, as a Bernoulli likelihood wants them."""
+        train = self.x_test if self.binarize else self.x_train
+        return all(bool(((x == 0) | (x == 1)).all()) for x in (train, self.x_test))
 
     @property
     def x_dim(self) -> int:
