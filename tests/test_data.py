@@ -324,3 +324,11 @@ def test_20newsgroups(data_root, name, rows, tokens, word):
     if word is not None:  # the vocabulary file of the paper states this total beside the word
         assert data.x_train[:, data.vocabulary.index(word[0])].sum() == word[1]
         assert set(data.y_train.tolist()) == set(range(20))
+
+
+def test_is_binary():
+    grey, binary = torch.rand(5, 4), (torch.rand(5, 4) > 0.5).float()
+    assert Dataset("drawn anew", grey, binary, binarize=True).is_binary
+    assert Dataset("drawn once", binary, binary).is_binary
+    assert not Dataset("grey", grey, binary).is_binary
+    assert not Dataset("grey", binary, grey).is_binary
