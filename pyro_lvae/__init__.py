@@ -18,10 +18,10 @@ _NAMES = {
     "contract": "ContractError check",
     "data": "DataError Dataset few_labels load",
     "evaluate": "active_units ais_log_likelihood bidirectional_monte_carlo calibration cluster_probabilities "
-    "clustering_accuracy dci elbo encode factor_vae_score interpolate kl_per_layer label_probabilities log_likelihood "
-    "manifold mutual_information mutual_information_gap nearest_words npmi perplexity posterior_activity "
-    "predictive_log_likelihood prune rate_distortion reconstruct sample_prior signal_to_noise summarize "
-    "topics traverse weight_kl weight_summary",
+    "clustering_accuracy dci elbo encode factor_vae_score interpolate kl_per_layer kl_per_unit label_probabilities "
+    "log_likelihood manifold mutual_information mutual_information_gap nearest_words npmi perplexity "
+    "posterior_activity predictive_log_likelihood prune rate_distortion reconstruct sample_prior signal_to_noise "
+    "summarize topics traverse weight_kl weight_summary",
     "features": "LatentFeatures",
     "inference_data": "to_inference_data weights_to_inference_data",
     "loop": "NonFiniteLoss",

@@ -1,3 +1,5 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,6 +17,7 @@ from pyro_lvae import (
     encode,
     interpolate,
     kl_per_layer,
+    kl_per_unit,
     log_likelihood,
     manifold,
     posterior_activity,
@@ -140,6 +143,30 @@ def test_kl_of_a_vae_is_the_analytic_one(x):
     exact = kl_divergence(N(mu, var.sqrt()), N(0.0, 1.0)).sum(-1).mean().item()
     estimate = kl_per_layer(vae, x.double(), num_samples=20_000)["z1"]
     assert estimate == pytest.approx(exact, abs=0.03)  # 7 x 20,000 draws of a ratio of spread < 2: 5 sigma
+
+
+def test_kl_of_units_is_the_analytic_one_and_adds_up_to_the_layers(x):
+    """5 standard errors of 7 x 20,000 ratios; a dead unit costs nothing at all."""
+    from torch.distributions import Normal as N
+    from torch.distributions import kl_divergence
+
+    vae = VAE(12, 3, 16, batch_norm=False).double()
+    with torch.no_grad():
+        last = vae.bottom_up[0][1].head[0]
+        last.weight[[0, 3]], last.bias[[0, 3]] = 0.0, torch.tensor([0.0, math.log(math.e - 1)]).double()
+    mu, var = vae.bottom_up[0][1].moments(vae.bottom_up[0][0](x.double()))
+    exact = kl_divergence(N(mu, var.sqrt()), N(0.0, 1.0)).mean(0)
+    found = kl_per_unit(vae, x.double(), num_samples=20_000)["z1"]
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+    assert abs(found[0]) < 1e-4  # but for the floor of variances
+
+
+@pytest.mark.parametrize("name", ["LadderVAE", "HierarchicalVAE", "ConvLadderVAE", "SDGM", "VaDE"])
+def test_kl_of_units_adds_up_to_the_layers(name, x):
+    structure = STRUCTURES[name]().double()
+    layers, units = ((torch.manual_seed(0), of(structure, x.double(), 3))[1] for of in (kl_per_layer, kl_per_unit))
+    assert {n: u.sum().item() for n, u in units.items()} == pytest.approx({n: layers[n] for n in units})
+    assert set(layers) - set(units) == {"SDGM": {"y"}, "VaDE": {"z1"}}.get(name, set())
 
 
 def test_interpolation_ends_at_reconstructions_of_its_ends(x):

@@ -5,7 +5,7 @@ from .calibration import Calibration, calibration, reliability
 from .clusters import cluster_probabilities, clustering_accuracy, label_probabilities
 from .codes import RateDistortion, rate_distortion
 from .disentanglement import DCI, dci, factor_vae_score, mutual_information, mutual_information_gap
-from .latents import Activity, active_units, encode, kl_per_layer, posterior_activity, posterior_samples
+from .latents import Activity, active_units, encode, kl_per_layer, kl_per_unit, posterior_activity, posterior_samples
 from .likelihood import elbo, has_likelihood, log_likelihood, refuse_global_sites
 from .samples import can_generate, interpolate, manifold, planar_layer, reconstruct, sample_prior, traverse
 from .summary import summarize
@@ -44,6 +44,7 @@ __all__ = [
     "has_likelihood",
     "interpolate",
     "kl_per_layer",
+    "kl_per_unit",
     "log_likelihood",
     "manifold",
     "mutual_information",
