@@ -107,7 +107,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.smoke:
         args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(data="digits", stages=1, batch_size=200, z_dims=[4, 2], hidden_dims=[16, 8], particles=[1, 3])
+        small = dict(
+            data="digits", stages=1, batch_size=200, z_dims=[4, 2], hidden_dims=[16, 8], particles=[1, 3], layers=[2]
+        )
         vars(args).update(small, num_samples=5, num_images=20)
     return args
 

@@ -155,7 +155,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.smoke:
         args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(data="digits", layers=[1, 2], z_dims=[4, 2, 2, 2, 2], hidden_dims=[16, 8, 8, 8, 8])
+        small = dict(data="digits", layers=[2], z_dims=[4, 2, 2, 2, 2], hidden_dims=[16, 8, 8, 8, 8])
         vars(args).update(small, epochs=2, warm_up=1, num_samples=5, num_images=20)
     return args
 

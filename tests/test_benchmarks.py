@@ -47,6 +47,7 @@ def test_simulated_speedup():
     assert speedups(0.0, 1e-3, 64, 10**6, 8, 1e7, 0.0)["weak"] < 8
 
 
+@pytest.mark.slow
 def test_startup_is_measured_and_kept(tmp_path):
     main(["startup", "--repeats", "1", "--out", str(tmp_path)])
     assert "settings" in json.loads((tmp_path / "startup.json").read_text())

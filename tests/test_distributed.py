@@ -69,7 +69,11 @@ def run(tmp_path, name, processes, *options):
 
 @pytest.mark.parametrize(
     "options",
-    [("plain", "LadderVAE", "eager"), ("bn", "LadderVAE", "eager"), ("plain", "Weighted", "compile")],
+    [
+        pytest.param(("plain", "LadderVAE", "eager"), marks=pytest.mark.slow),
+        ("bn", "LadderVAE", "eager"),
+        ("plain", "Weighted", "compile"),
+    ],
     ids=["plain", "batch-norm", "global-site-compiled"],
 )
 def test_two_processes_are_one_with_the_whole_batch(tmp_path, options):
