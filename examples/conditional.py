@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyro_lvae import VAE, ConditionalVAE, Dataset, linear, load
-from pyro_lvae.experiments import markdown_rows, read_rows, write_rows
+from pyro_lvae.experiments import finish_rows, markdown_rows
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -79,12 +79,8 @@ def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "smoke")}
-    path = args.out / "results.json"
-    rows = read_rows(path, settings)
-    for name, make in models(data, args).items():
-        if name not in rows:
-            rows[name] = row(name, make, data, args)
-            write_rows(path, settings, rows)
+    makers = {name: partial(row, name, make, data, args) for name, make in models(data, args).items()}
+    rows = finish_rows(args.out / "results.json", settings, makers)
     text = markdown_rows("model", rows)
     write_text(args.out / "results.md", text + "\n")
     print(text)

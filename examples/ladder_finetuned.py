@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
-from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, Summary, linear, load, load_weights
+from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, linear, load, load_weights
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
@@ -44,22 +44,30 @@ def make(data: Dataset, args) -> nn.Module:
     return LadderVAE(data.x_dim, args.z_dims, args.hidden_dims, num_hidden=args.num_hidden)
 
 
+def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> dict:
+    """Train, or go on with what is in `folder`; what a row shows."""
+    common = dict(num_samples=args.num_samples, num_images=args.num_images, batch_size=args.batch_size)
+    found = trained(structure, data, folder, **common, **options)
+    log_p = found.test_log_likelihood
+    return {"train ELBO": found.train_elbo, "test ELBO": found.test_elbo, "test log p(x)": log_p} | {
+        "standard error": found.test_log_likelihood_stderr or 0.0,
+        "epochs": found.epochs,
+        "seconds": found.seconds,
+    }
+
+
 def first(data: Dataset, folder: Path, args) -> dict:
     """Train from scratch, or go on with it."""
-    return figures(
-        trained(
-            make(data, args),
-            data,
-            folder,
-            num_samples=args.num_samples,
-            num_images=args.num_images,
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            beta=linear(0, 1, epochs=args.warm_up),
-            optimizer=partial(FusedAdam, lr=args.lr),
-            lr_scheduler=partial(CosineAnnealingLR, T_max=args.epochs),
-            average=args.average,
-        )
+    return train(
+        make(data, args),
+        data,
+        folder,
+        args,
+        epochs=args.epochs,
+        beta=linear(0, 1, epochs=args.warm_up),
+        optimizer=partial(FusedAdam, lr=args.lr),
+        lr_scheduler=partial(CosineAnnealingLR, T_max=args.epochs),
+        average=args.average,
     )
 
 
@@ -67,31 +75,17 @@ def fine_tuned(estimator, data: Dataset, start: Path, folder: Path, args) -> dic
     """Train on from the end of the first part, or go on with it."""
     structure = make(data, args)
     load_weights(structure, start / CHECKPOINT)
-    return figures(
-        trained(
-            structure,
-            data,
-            folder,
-            num_samples=args.num_samples,
-            num_images=args.num_images,
-            estimator=estimator,
-            epochs=args.fine_epochs,
-            batch_size=args.batch_size,
-            optimizer=partial(FusedAdam, lr=args.fine_lr),
-            lr_scheduler=partial(ExponentialLR, gamma=args.fine_gamma),
-            average=args.fine_average,
-        )
+    return train(
+        structure,
+        data,
+        folder,
+        args,
+        estimator=estimator,
+        epochs=args.fine_epochs,
+        optimizer=partial(FusedAdam, lr=args.fine_lr),
+        lr_scheduler=partial(ExponentialLR, gamma=args.fine_gamma),
+        average=args.fine_average,
     )
-
-
-def figures(found: Summary) -> dict:
-    """What a row shows."""
-    log_p = found.test_log_likelihood
-    return {"train ELBO": found.train_elbo, "test ELBO": found.test_elbo, "test log p(x)": log_p} | {
-        "standard error": found.test_log_likelihood_stderr or 0.0,
-        "epochs": found.epochs,
-        "seconds": found.seconds,
-    }
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:

@@ -55,11 +55,17 @@ def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_l
 
 def _cut_off(ax, values: list[float]) -> None:
     """Limits of y without the lowest tenth, where that is far from the rest."""
-    if not values:
-        return
-    low, high = torch.quantile(torch.tensor(values), 0.1).item(), max(values)
-    if low - min(values) > high - low:
-        ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+    if values and (low := _lowest_tenth(values)) - min(values) > max(values) - low:
+        _show_above(ax, low, max(values))
+
+
+def _lowest_tenth(values: list[float]) -> float:
+    return torch.quantile(torch.tensor(values), 0.1).item()
+
+
+def _show_above(ax, low: float, high: float) -> None:
+    """Limits of y just beyond these."""
+    ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
 
 
 def elbo_curves(history: list[EpochMetrics]) -> Figure:
@@ -69,8 +75,8 @@ def elbo_curves(history: list[EpochMetrics]) -> Figure:
     ax.plot(epochs, [m.objective for m in history], color="0.7", label="training objective (annealed)")
     ax.plot(epochs, [m.train_elbo for m in history], label="train ELBO")
     ax.plot(epochs, [m.test_elbo for m in history], label="test ELBO")
-    elbos = torch.tensor([v for m in history for v in (m.train_elbo, m.test_elbo)])
-    low, high = torch.quantile(elbos, 0.1).item(), max([m.objective for m in history] + elbos.tolist())
+    elbos = [v for m in history for v in (m.train_elbo, m.test_elbo)]
+    low, high = _lowest_tenth(elbos), max([m.objective for m in history] + elbos)
     ax.set_ylim(low - 0.15 * (high - low) - 1, high + 0.1 * (high - low) + 1)
     ax.legend(frameon=False)
     return figure
@@ -209,8 +215,7 @@ def training_curves(comparison: TrainingComparison) -> Figure:
         label = f"{name}: log p {comparison.log_p[name]:.2f}"
         ax.plot([m.seconds for m in history], [m.test_elbo for m in history], label=label)
     curves = [m.test_elbo for history in comparison.histories.values() for m in history]
-    low, high = torch.quantile(torch.tensor(curves), 0.1).item(), max(curves)
-    ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+    _show_above(ax, _lowest_tenth(curves), max(curves))
     ax.legend(frameon=False, fontsize=8)
     return figure
 

@@ -49,7 +49,7 @@ def dispatch(argv: list[str]) -> None:
             warnings.showwarning = lambda message, *_: _say(f"pyro-lvae {command}: {message}")
             FUNCTIONS[command](**_arguments(parser, options))
     except KeyboardInterrupt as stop:
-        Console(stderr=True).print(f"\n{stop or 'stopped'}", markup=False)
+        _say(f"\n{stop or 'stopped'}")
         sys.exit(130)
     except ERRORS as error:
         _say(f"pyro-lvae {command}: {error}")
