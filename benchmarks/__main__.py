@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         described = _module(name).__doc__
         command = commands.add_parser(name, help=described.splitlines()[0], description=described, formatter_class=raw)
-        command.add_argument("--out", type=Path, default=RESULTS, help=f"folder for {name}.json")
+        command.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
         command.add_argument(
             "--skip", nargs="*", default=[], help="leave out contenders with these words in their name"
         )

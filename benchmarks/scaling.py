@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     steps, repeats = args.steps or (1 if args.quick else 5), args.repeats or (2 if args.quick else 7)
-    results = {sweep: measure(sweep, args, steps, repeats) for sweep in args.sweeps}
-    save(args.out, "scaling", results, steps=steps, repeats=repeats, quick=args.quick)
+    for sweep in args.sweeps:
+        found = measure(sweep, args, steps, repeats)
+        save(args.out, f"scaling_{sweep}", found, steps=steps, repeats=repeats, quick=args.quick)
 
 
 def measure(sweep: str, args: argparse.Namespace, steps: int, repeats: int) -> dict:
@@ -78,12 +79,16 @@ def at(sweep: str, value: int, compile: bool) -> Contender:
 
 def renyi(particles: int) -> dict[str, Contender]:
     """The same bound by both."""
-    x, pyros, ours = binary(256), "Pyro RenyiELBO", "pyro_lvae IWAE"
+    x, pyros, ours, few = binary(256), "Pyro RenyiELBO", "pyro_lvae IWAE", max(1, particles // 10)
     found = {
         f"{pyros}, SVI defaults": Contender(lambda: svi(_ladder(5), _theirs(particles), x)),
         f"{pyros}, tuned": Contender(lambda: _tuned(_ladder(5), _theirs(particles), x)),
         f"{ours}, eager": Contender(lambda: _step(_ladder(5), x, particles, False)),
         f"{ours}, compiled": Contender(lambda: _step(_ladder(5), x, particles, True), needs=COMPILER),
+        f"{ours}, resampled={few}, eager": Contender(lambda: _step(_ladder(5), x, particles, False, resampled=few)),
+        f"{ours}, resampled={few}, compiled": Contender(
+            lambda: _step(_ladder(5), x, particles, True, resampled=few), needs=COMPILER
+        ),
     }
     return {f"{name}, K={particles}": contender for name, contender in found.items()}
 
@@ -92,8 +97,8 @@ def _ladder(layers: int) -> LadderVAE:
     return LadderVAE(784, Z_DIMS[:layers], HIDDEN[:layers])
 
 
-def _step(structure: nn.Module, x: Tensor, particles: int | None, compile: bool) -> Run:
-    estimator = None if particles is None else IWAE(num_particles=particles)
+def _step(structure: nn.Module, x: Tensor, particles: int | None, compile: bool, **options) -> Run:
+    estimator = None if particles is None else IWAE(num_particles=particles, **options)
     return step_of(loop(structure, x, compile=compile, estimator=estimator), x)
 
 

@@ -57,10 +57,10 @@ def test_startup_is_measured_and_kept(tmp_path):
 def found(tmp_path):
     """Runs a sub-command in tiny settings, without compiling, and returns what it wrote."""
 
-    def run(command, *options):
+    def run(command, *options, name=None):
         main([command, "--repeats", "1", "--out", str(tmp_path), *options, "--skip", "compile", "epoch of"])
         pyro.clear_param_store()
-        return json.loads((tmp_path / f"{command}.json").read_text())
+        return json.loads((tmp_path / f"{name or command}.json").read_text())
 
     return run
 
@@ -75,7 +75,7 @@ def test_step_goes_on_without_a_peer(found, monkeypatch):
 
 
 def test_scaling_goes_over_its_points(found):
-    sweep = found("scaling", "--quick", "--sweeps", "L")["L"]
+    sweep = found("scaling", "--quick", "--sweeps", "L", name="scaling_L")
     assert list(sweep["contenders"]) == ["L=1, eager", "L=2, eager"]
 
 

@@ -117,6 +117,10 @@ def test_traced_step_of_every_structure(structure, x, traced_only):
     check_equal(structure.double(), x.double(), SampledELBO(), 10, clip_norm=2.0, clip_value=0.5)
 
 
+def test_traced_step_of_resampled_particles(x, traced_only):
+    check_equal(LadderVAE(12, (5, 3), (8, 8), num_hidden=1).double(), x.double(), IWAE(6, resampled=2), 10)
+
+
 class WeightedVAE(VAE):
     """With one global site, whose log-density counts once."""
 

@@ -38,6 +38,7 @@ from pyro_lvae import (
     ledger,
 )
 from pyro_lvae.annealing import subsample
+from pyro_lvae.objectives.importance import systematic
 
 ALL = ("draw", "score", "model")
 LAYERS = {"z2": ("e2", "s2"), "z1": ("e1x", "e1z", "s1")}
@@ -367,9 +368,20 @@ class ConstantScores(DReG):
         (DReG(4, alpha=0.5), Renyi(0.5, 4), True),
         (DReG(4, prior=True), IWAE(4), True),
         (DReG(2, alpha=1.0, prior=True), SampledELBO(2), True),
+        (IWAE(4, resampled=1), IWAE(4), True),
+        (IWAE(4, resampled=3), IWAE(4), True),
         (ConstantScores(4), IWAE(4), False),
     ],
-    ids=["STL", "DReG", "DReG(alpha=0.5)", "DReG(prior)", "STL(prior)", "scores held constant"],
+    ids=[
+        "STL",
+        "DReG",
+        "DReG(alpha=0.5)",
+        "DReG(prior)",
+        "STL(prior)",
+        "resampled",
+        "resampled thrice",
+        "scores held constant",
+    ],
 )
 def test_unbiased_on_a_hierarchy(estimator, plain, is_unbiased, beta):
     """Squared differences of the two mean gradients, in standard errors, summed over 24 parameters.
@@ -382,6 +394,35 @@ def test_unbiased_on_a_hierarchy(estimator, plain, is_unbiased, beta):
     difference, count = ours.mean(0) - theirs.mean(0), len(ours)
     chi2 = (difference.square() / ((ours.var(0) + theirs.var(0)) / count)).sum().item()
     assert (chi2 < 62.0) is is_unbiased, chi2
+
+
+def test_resampling_keeps_the_bound(x):
+    losses = []
+    for estimator in (IWAE(7), IWAE(7, resampled=2)):
+        torch.manual_seed(0)
+        structure = TwoLayers(size=50)
+        losses.append(estimator.differentiable_loss(structure.model, structure.guide, x).item())
+    assert losses[0] == losses[1]
+
+
+def test_systematic_resampling_draws_each_particle_as_often_as_it_weighs():
+    """Counts of 100 draws differ from 100 v by less than 1 each, at every start; one draw alone is v on average."""
+    v = torch.tensor([[0.05, 0.0], [0.6, 1.0], [0.35, 0.0]]).double()
+    chosen = systematic(v, 100)
+    counts = torch.stack([(chosen == k).sum(0) for k in range(3)])
+    assert chosen.shape == (100, 2)
+    assert ((counts - 100 * v).abs() < 1).all()
+    single = systematic(v[:, :1].expand(-1, 100_000), 1)
+    shares = torch.stack([(single == k).double().mean() for k in range(3)])
+    torch.testing.assert_close(shares, v[:, 0], atol=0.008, rtol=0)  # five standard errors: less than 1 in 10^6 seeds
+
+
+def test_resampling_needs_local_normal_sites(x):
+    estimator, flow, structure = IWAE(3, resampled=1), Flow(0).double(), TwoLayers(shifted=True)
+    with pytest.raises(ValueError, match="draws again from local Normal sites of the guide, and 'z' is none"):
+        estimator.differentiable_loss(flow.model, flow.guide, x)
+    with pytest.raises(ValueError, match="'g' is none; leave resampled out"):
+        estimator.differentiable_loss(structure.model, structure.guide, x)
 
 
 @pytest.mark.parametrize(("estimator", "plain"), [(STL(2), SampledELBO(2)), (DReG(4), IWAE(4))], ids=["STL", "DReG"])
@@ -538,6 +579,9 @@ def test_closed_form_kls_are_refused_where_they_do_not_add_up(estimator, x):
     [
         lambda: IWAE(0),
         lambda: IWAE(2.5),
+        lambda: IWAE(5, resampled=0),
+        lambda: IWAE(5, resampled=5),
+        lambda: IWAE(5, resampled=1.5),
         lambda: MIWAE(2.0, 2),
         lambda: MIWAE(0, 5),
         lambda: RWS(1),

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ..traces import Ledger, Site
+from ..traces import Ledger, Site, normal_of, redraw
 from .base import LedgerELBO
 from .gradients import gradients_at_draws, replace_at_draws, with_value
 from .importance import renyi_mean
@@ -95,7 +95,7 @@ class DReG(LedgerELBO):
         gradient_of = self.bound(self._for_model(sites, scored))
         if self.prior:
             gradient_of = gradient_of + sum(
-                (self._at_prior(sites, n, v) + _like(scored[n], g) * g).mul(_prior_draw(sites[n])).sum()
+                (self._at_prior(sites, n, v) + _like(scored[n], g) * g).mul(redraw(sites[n].p, sites[n].value)).sum()
                 for n, g in totals.items()
                 if n in scored
             )
@@ -107,7 +107,7 @@ class DReG(LedgerELBO):
             return
         check_same_order("DReG(prior=True)", sites, "would be biased", instead="DReG")
         local = {n: s for n, s in sites.latents.items() if s.is_local}
-        if odd := [n for n, s in local.items() if s.p is None or _normal(s.p) is None]:
+        if odd := [n for n, s in local.items() if s.p is None or normal_of(s.p) is None]:
             raise ValueError(f"DReG(prior=True) shifts and scales Normal priors, and {names(odd)} has none; use DReG")
 
     def _scored(self, site: Site, v: Tensor) -> Tensor:
@@ -129,19 +129,6 @@ class DReG(LedgerELBO):
             ratio = scale_and_mask(site.q.log_prob(z) - site.p.log_prob(z), 1.0, site.mask)
             slope = torch.autograd.grad(ratio.sum(), z)[0]
         return sites.plate_scale() * _like(site.beta * v, slope) * slope
-
-
-def _normal(fn):
-    """The Normal under event dims and expansions, or `None`."""
-    while hasattr(fn, "base_dist") and type(fn).__name__ == "Independent":
-        fn = fn.base_dist
-    return fn if type(fn).__name__ == "Normal" else None
-
-
-def _prior_draw(site: Site) -> Tensor:
-    """mu_p + sigma_p eps, of the value of the draw, with a gradient for mu_p and sigma_p alone."""
-    p = _normal(site.p)
-    return p.loc + p.scale * ((site.value - p.loc) / p.scale).detach()
 
 
 def _like(weights: Tensor, value: Tensor) -> Tensor:

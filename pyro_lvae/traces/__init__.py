@@ -4,7 +4,7 @@ Estimators, evaluation and the contract all read the same ledger, so what a plat
 global site means is decided here and nowhere else.
 """
 
-from .messengers import CLOSED_FORM, DATA, data_frame
+from .messengers import CLOSED_FORM, DATA, RedrawMessenger, data_frame, normal_of, redraw
 from .modes import evaluating, fixed_noise, forked_noise
 from .runs import generate, guide_sites, ledger, log_densities, replay, run, trace_pair
 from .sites import Ledger, Site
@@ -13,6 +13,7 @@ __all__ = [
     "CLOSED_FORM",
     "DATA",
     "Ledger",
+    "RedrawMessenger",
     "Site",
     "data_frame",
     "evaluating",
@@ -22,6 +23,8 @@ __all__ = [
     "guide_sites",
     "ledger",
     "log_densities",
+    "normal_of",
+    "redraw",
     "replay",
     "run",
     "trace_pair",

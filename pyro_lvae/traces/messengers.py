@@ -60,4 +60,28 @@ class ValuesMessenger(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            msg["value"], msg["done"] = self.value_of(msg["name"], msg["fn"]), True
+
+    def value_of(self, name: str, fn) -> Tensor:
+        """What a site gets whose distribution is `fn`."""
+        return self.values[name]
+
+
+class RedrawMessenger(ValuesMessenger):
+    """The sites named take the values given as draws of their Normals: a gradient reaches mean and deviation."""
+
+    def value_of(self, name: str, fn) -> Tensor:
+        return redraw(fn, self.values[name])
+
+
+def normal_of(fn):
+    """The Normal under event dims and expansions, or `None`."""
+    while hasattr(fn, "base_dist") and type(fn).__name__ == "Independent":
+        fn = fn.base_dist
+    return fn if type(fn).__name__ == "Normal" else None
+
+
+def redraw(fn, value: Tensor) -> Tensor:
+    """mu + sigma eps at the eps that gives `value`, with a gradient for mu and sigma alone; `fn` is a Normal."""
+    normal = normal_of(fn)
+    return normal.loc + normal.scale * ((value - normal.loc) / normal.scale).detach()
