@@ -118,7 +118,8 @@ def test_traced_step_of_every_structure(structure, x, traced_only):
 
 
 def test_traced_step_of_resampled_particles(x, traced_only):
-    check_equal(LadderVAE(12, (5, 3), (8, 8), num_hidden=1).double(), x.double(), IWAE(6, resampled=2), 10)
+    structure = LadderVAE(12, (5, 3), (8, 8), num_hidden=1).double()
+    check_equal(structure, x.double(), DReG(6, prior=True, resampled=2), 10)
 
 
 class WeightedVAE(VAE):

@@ -38,7 +38,7 @@ from pyro_lvae import (
     ledger,
 )
 from pyro_lvae.annealing import subsample
-from pyro_lvae.objectives.importance import systematic
+from pyro_lvae.objectives.resampling import systematic
 
 ALL = ("draw", "score", "model")
 LAYERS = {"z2": ("e2", "s2"), "z1": ("e1x", "e1z", "s1")}
@@ -370,6 +370,9 @@ class ConstantScores(DReG):
         (DReG(2, alpha=1.0, prior=True), SampledELBO(2), True),
         (IWAE(4, resampled=1), IWAE(4), True),
         (IWAE(4, resampled=3), IWAE(4), True),
+        (Renyi(0.5, 4, resampled=2), Renyi(0.5, 4), True),
+        (DReG(4, alpha=0.5, resampled=2), Renyi(0.5, 4), True),
+        (DReG(4, prior=True, resampled=1), IWAE(4), True),
         (ConstantScores(4), IWAE(4), False),
     ],
     ids=[
@@ -380,6 +383,9 @@ class ConstantScores(DReG):
         "STL(prior)",
         "resampled",
         "resampled thrice",
+        "Renyi, resampled",
+        "DReG, resampled",
+        "DReG(prior), resampled",
         "scores held constant",
     ],
 )
@@ -398,11 +404,11 @@ def test_unbiased_on_a_hierarchy(estimator, plain, is_unbiased, beta):
 
 def test_resampling_keeps_the_bound(x):
     losses = []
-    for estimator in (IWAE(7), IWAE(7, resampled=2)):
+    for estimator in (IWAE(7), IWAE(7, resampled=2), DReG(7, resampled=2)):
         torch.manual_seed(0)
         structure = TwoLayers(size=50)
         losses.append(estimator.differentiable_loss(structure.model, structure.guide, x).item())
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_systematic_resampling_draws_each_particle_as_often_as_it_weighs():
@@ -582,6 +588,7 @@ def test_closed_form_kls_are_refused_where_they_do_not_add_up(estimator, x):
         lambda: IWAE(5, resampled=0),
         lambda: IWAE(5, resampled=5),
         lambda: IWAE(5, resampled=1.5),
+        lambda: Renyi(-math.inf, 5, resampled=1),
         lambda: MIWAE(2.0, 2),
         lambda: MIWAE(0, 5),
         lambda: RWS(1),

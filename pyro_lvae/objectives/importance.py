@@ -5,29 +5,15 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from ..traces import Ledger, RedrawMessenger, ledger, normal_of
+from ..traces import Ledger
 from .base import LedgerELBO
 from .gradients import gradients_at_draws, replace_at_draws, with_value
-from .support import names
+from .resampling import WeighedELBO, renyi_mean
 
 
-def renyi_mean(log_w: Tensor, alpha: float = 0.0) -> Tensor:
-    """1/(1-alpha) log 1/K sum_k w_k^(1-alpha) over dim -2: log-weights `[..., K, B]` to `[..., B]`, nats.
-
-    The mean of log w at alpha = 1, its maximum at -inf, its minimum at +inf.
-    """
-    if alpha == 1:
-        return log_w.mean(-2)
-    if math.isinf(alpha):
-        return log_w.amax(-2) if alpha < 0 else log_w.amin(-2)
-    power = 1 - alpha
-    return ((power * log_w).logsumexp(-2) - math.log(log_w.shape[-2])) / power
-
-
-class Renyi(LedgerELBO):
+class Renyi(WeighedELBO):
     r"""The variational Renyi bound of order alpha (Li & Turner 2016).
 
         L_alpha,K = N/B sum_b 1/(1-alpha) E[log 1/K sum_k w_kb^(1-alpha)] + E[log p(W) - log q(W)]
@@ -45,21 +31,18 @@ class Renyi(LedgerELBO):
     Args:
         alpha: the order; any number, -inf and inf included (on the command line, as YAML has it, -.inf).
         num_particles: K.
+        resampled: as of `IWAE`.
     """
 
-    weighs_draws = needs_scores = True
+    needs_scores = True
 
-    def __init__(self, alpha: float = 0.5, num_particles: int = 5):
-        super().__init__(num_particles=num_particles)
+    def __init__(self, alpha: float = 0.5, num_particles: int = 5, resampled: int | None = None):
         if math.isnan(alpha):
             raise ValueError("alpha is nan; give the order of the Renyi divergence, such as 0.5")
-        self.alpha = float(alpha)
-
-    def bound(self, sites: Ledger) -> Tensor:
-        return sites.total(renyi_mean(sites.local_log_weight(), self.alpha))
+        super().__init__(num_particles, alpha, resampled)
 
 
-class IWAE(LedgerELBO):
+class IWAE(WeighedELBO):
     r"""The importance-weighted bound of K particles (Burda et al. 2016, eq. 8).
 
         L_K = N/B sum_b E[log 1/K sum_k w_kb] + E[log p(W) - log q(W)],  w = p(x, z|W) / q(z|x, W)
@@ -84,41 +67,10 @@ class IWAE(LedgerELBO):
     torch.Size([])
     """
 
-    weighs_draws = needs_scores = True
+    needs_scores = True
 
     def __init__(self, num_particles: int = 5, resampled: int | None = None):
-        super().__init__(num_particles=num_particles)
-        if resampled is not None and not (isinstance(resampled, int) and 1 <= resampled < num_particles):
-            raise ValueError(
-                f"resampled={resampled} of num_particles={num_particles}; give a whole number from 1 to "
-                f"{num_particles - 1}, or leave it out for the whole gradient"
-            )
-        self.resampled = resampled
-
-    def bound(self, sites: Ledger) -> Tensor:
-        return sites.total(renyi_mean(sites.local_log_weight()))
-
-    def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
-        """-bound with the estimator's gradient, a scalar in nats."""
-        if self.resampled is None:
-            return super().differentiable_loss(model, guide, *args, **kwargs)
-        with torch.no_grad():
-            sites = self._sites(model, guide, args, kwargs)
-            bound, chosen = self.bound(sites), systematic(sites.local_log_weight().softmax(0), self.resampled)
-            values = {n: _take(s.value, chosen) for n, s in sites.latents.items() if s.q is not None}
-        again = ledger(model, RedrawMessenger(values)(guide), *args, num_particles=self.resampled, **kwargs)
-        return -with_value(again.total(again.local_log_weight().mean(0)), bound)
-
-    def check(self, sites: Ledger) -> None:
-        super().check(sites)
-        if self.resampled is None:
-            return
-        drawn = {n: s for n, s in sites.latents.items() if not (s.is_enumerated and s.q is None)}
-        if odd := [n for n, s in drawn.items() if not (s.is_local and s.q is not None and normal_of(s.q))]:
-            raise ValueError(
-                f"IWAE with resampled={self.resampled} draws again from local Normal sites of the guide, and "
-                f"{names(odd)} is none; leave resampled out"
-            )
+        super().__init__(num_particles, 0.0, resampled)
 
 
 class CIWAE(LedgerELBO):
@@ -283,19 +235,6 @@ class TVO(LedgerELBO):
             centred = log_w.detach() - (pi * log_w.detach()).sum(0)
             per_datum = per_datum + (b - a) * (pi * (log_w + centred * (log_q + a * log_w))).sum(0)
         return _at_fixed_draws(sites.total(per_datum), sites.total(per_datum), self.bound(sites), sites)
-
-
-def systematic(weights: Tensor, count: int) -> Tensor:
-    """`count` particles of each datum, `[count, B]`, drawn by weights `[K, B]` with one uniform number a datum."""
-    points = (torch.rand_like(weights[:1]) + torch.arange(count, device=weights.device)[:, None]) / count
-    passed = weights.cumsum(0) <= points[:, None]
-    return passed.sum(1).clamp_max(len(weights) - 1)
-
-
-def _take(value: Tensor, chosen: Tensor) -> Tensor:
-    """Particles `[M, B]` of a draw `[K, B, ...]`."""
-    index = chosen.reshape(*chosen.shape, *[1] * (value.ndim - 2))
-    return value.gather(0, index.expand(*chosen.shape, *value.shape[2:]))
 
 
 def _at_fixed_draws(gradient_of: Tensor, at_shared: Tensor, bound: Tensor, sites: Ledger) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..traces import Ledger, Site, normal_of, redraw
 from .base import LedgerELBO
 from .gradients import gradients_at_draws, replace_at_draws, with_value
-from .importance import renyi_mean
+from .resampling import WeighedELBO
 from .support import check_same_order, names
 
 
@@ -41,7 +42,7 @@ class STL(LedgerELBO):
         return replace_at_draws(with_value(self.bound(sites.without_scores()), bound), sites.draws, gradients)
 
 
-class DReG(LedgerELBO):
+class DReG(WeighedELBO):
     r"""The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019; Bauer & Mnih 2021).
 
         L = 1/(1-alpha) log 1/K sum_k w_k^(1-alpha),   v_k = w_k^(1-alpha) / sum_j w_j^(1-alpha)
@@ -73,33 +74,31 @@ class DReG(LedgerELBO):
         alpha: order of the Renyi bound; 0 is IWAE's, 1 the ELBO's (and this is `STL`).
         prior: for the model's latent layers too; they must be Normal, and sampled in the same order
             by guide and model.
+        resampled: M particles that stand for K in the gradient, as of `IWAE`.
     """
 
-    splits_densities = at_fixed_draws = weighs_draws = True
+    splits_densities = at_fixed_draws = True
 
-    def __init__(self, num_particles: int = 5, alpha: float = 0.0, prior: bool = False):
-        super().__init__(num_particles=num_particles)
+    def __init__(self, num_particles: int = 5, alpha: float = 0.0, prior: bool = False, resampled: int | None = None):
         if not math.isfinite(alpha):
             raise ValueError(f"alpha is {alpha}; doubly reparameterised gradients need a finite order")
-        self.alpha, self.prior = float(alpha), prior
-
-    def bound(self, sites: Ledger) -> Tensor:
-        return sites.total(renyi_mean(sites.local_log_weight(), self.alpha))
+        super().__init__(num_particles, alpha, resampled)
+        self.prior = prior
 
     def objective(self, sites: Ledger) -> Tensor:
-        bound = self.bound(sites)
-        v = ((1 - self.alpha) * sites.local_log_weight().detach()).softmax(0)
-        totals = gradients_at_draws(bound, sites.draws)
+        v = self.weights(sites)
+        return self.weighed(sites, self.bound, v, v)
+
+    def weighed(self, sites: Ledger, bound: Callable[[Ledger], Tensor], shares: Tensor, v: Tensor) -> Tensor:
+        value = bound(sites)
+        totals = gradients_at_draws(value, sites.draws)
         scored = {n: self._scored(sites[n], v) for n in totals if sites[n].is_local}
         at_draws = {n: g * (1 - _like(scored[n], g)) if n in scored else g for n, g in totals.items()}
-        gradient_of = self.bound(self._for_model(sites, scored))
+        gradient_of = bound(self._for_model(sites, scored))
         if self.prior:
-            gradient_of = gradient_of + sum(
-                (self._at_prior(sites, n, v) + _like(scored[n], g) * g).mul(redraw(sites[n].p, sites[n].value)).sum()
-                for n, g in totals.items()
-                if n in scored
-            )
-        return replace_at_draws(with_value(gradient_of, bound), sites.draws, at_draws)
+            at_prior = {n: self._at_prior(sites, n, shares) + _like(scored[n], totals[n]) * totals[n] for n in scored}
+            gradient_of = gradient_of + sum((g * redraw(sites[n].p, sites[n].value)).sum() for n, g in at_prior.items())
+        return replace_at_draws(with_value(gradient_of, value), sites.draws, at_draws)
 
     def check(self, sites: Ledger) -> None:
         super().check(sites)
@@ -122,13 +121,13 @@ class DReG(LedgerELBO):
                 plain[name] = replace(plain[name], log_p=plain[name].log_p.detach())
         return plain
 
-    def _at_prior(self, sites: Ledger, name: str, v: Tensor) -> Tensor:
+    def _at_prior(self, sites: Ledger, name: str, shares: Tensor) -> Tensor:
         """N/B beta_i v_k d/dz (log q(z_i|.) - log p(z_i|.)), at given parameters of both."""
         site, z = sites[name], sites[name].value.detach().requires_grad_()
         with torch.enable_grad():
             ratio = scale_and_mask(site.q.log_prob(z) - site.p.log_prob(z), 1.0, site.mask)
             slope = torch.autograd.grad(ratio.sum(), z)[0]
-        return sites.plate_scale() * _like(site.beta * v, slope) * slope
+        return sites.plate_scale() * _like(site.beta * shares, slope) * slope
 
 
 def _like(weights: Tensor, value: Tensor) -> Tensor:
