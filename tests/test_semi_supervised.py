@@ -1,5 +1,6 @@
 """Labels that are sometimes seen: Pyro's enumeration and quadrature as oracles, in float64."""
 
+import copy
 import math
 
 import pyro.distributions as dist
@@ -144,6 +145,9 @@ def test_shares_add_up_and_labels_count_in_training_alone(cls, x64):
 def test_classifies_and_generates(cls, x64):
     structure = _make(cls)
     probs = label_probabilities(structure, x64, 3)
+    guide_alone = copy.deepcopy(structure)
+    guide_alone.model = None  # q(y|x) does not ask the model
+    assert label_probabilities(guide_alone, x64, 3).shape == probs.shape
     torch.testing.assert_close(probs.sum(-1), torch.ones(7).double())
     if cls is SemiSupervisedVAE:
         torch.testing.assert_close(probs, structure.classifier(x64).softmax(-1))

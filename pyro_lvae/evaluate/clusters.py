@@ -97,7 +97,18 @@ def label_probabilities(
     Raises:
         ValueError: there is no such site.
     """
-    return _mean_over_draws(structure, x, y, num_samples, _labels, memory)
+    return _mean_over_draws(_GuideAlone(structure), x, y, num_samples, _labels, memory)
+
+
+class _GuideAlone(nn.Module):
+    """A structure's guide, with a model that samples nothing."""
+
+    def __init__(self, structure: nn.Module):
+        super().__init__()
+        self.structure, self.guide = structure, structure.guide
+
+    def model(self, *args) -> None:
+        pass
 
 
 def _labels(sites: Ledger) -> Tensor:
