@@ -29,7 +29,7 @@ from torch import nn
 
 from pyro_lvae import VAE, AnalyticELBO, Dataset, fit, load
 from pyro_lvae.conditionals import Bernoulli, Normal
-from pyro_lvae.experiments import finish_rows, markdown_rows
+from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import latent_manifold, lines, save
 from pyro_lvae.results import write_text
@@ -178,13 +178,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=100, help="of all but the sweep")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/aevb"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(data="digits", faces="digits", epochs=2, face_epochs=1, sweep_epochs=1, z_dim=3, hidden=16)
-        vars(args).update(small, L=[1, 2], batch_sizes=[100, 200])
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        faces="digits",
+        epochs=2,
+        face_epochs=1,
+        sweep_epochs=1,
+        z_dim=3,
+        hidden=16,
+        L=[1, 2],
+        batch_sizes=[100, 200],
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

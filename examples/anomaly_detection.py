@@ -38,7 +38,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures, load
 from pyro_lvae.conditionals import Bernoulli, Normal, StudentT
-from pyro_lvae.experiments import read_rows, write_rows
+from pyro_lvae.experiments import parsed, read_rows, script, write_rows
 from pyro_lvae.results import write_text
 
 Task = tuple[np.ndarray, np.ndarray, np.ndarray]  # normal rows to train on, to test on; anomalies
@@ -196,12 +196,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_samples", type=int, default=50, help="importance samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/anomaly_detection"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        small = dict(root=None, classes=[], splits=1, steps=4, num_samples=5)
-        vars(args).update(small, out=args.out.with_name(args.out.name + "-smoke"))
-    return args
+    return parsed(parser, argv, classes=[], splits=1, steps=4, num_samples=5)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

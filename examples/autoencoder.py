@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pyro_lvae import AE, VAE, Dataset, FusedAdam, encode, fit, load
 from pyro_lvae.conditionals import Bernoulli
-from pyro_lvae.experiments import markdown, read_rows, write_rows
+from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, lines, save
 from pyro_lvae.results import write_text
@@ -101,12 +101,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weight_decay", type=float, default=1e-6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        vars(args).update(data="digits", z_dims=[2, 3], epochs=1, hidden=16)
-    return args
+    return parsed(parser, argv, data="digits", z_dims=[2, 3], epochs=1, hidden=16)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

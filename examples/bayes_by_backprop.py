@@ -41,6 +41,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_lvae import BayesianWeights, Dataset, FusedAdam, fit, linear, load
 from pyro_lvae.bayes import posteriors, priors
 from pyro_lvae.bayes.noise import Noise
+from pyro_lvae.experiments import parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_json, write_text
 
@@ -181,11 +182,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_draws", type=int, default=50, help="draws of the weights that are averaged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/bayes_by_backprop"), help="run folder")
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.epochs, args.warm_up, args.batch_size, args.hidden, args.num_draws = 2, 1, 32, 16, 5
-        args.out = args.out.with_name(args.out.name + "-smoke")
-    return args
+    return parsed(parser, argv, epochs=2, warm_up=1, batch_size=32, hidden=16, num_draws=5)
 
 
 def settle(args: argparse.Namespace) -> dict:
@@ -223,4 +220,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -41,6 +41,7 @@ from pyro_lvae.bayes.posteriors import MeanField
 from pyro_lvae.bayes.priors import Laplace, Normal
 from pyro_lvae.conditionals import Bernoulli
 from pyro_lvae.conditionals import Normal as NormalLikelihood
+from pyro_lvae.experiments import parsed, script
 from pyro_lvae.results import write_json, write_text
 
 WIDE = dict(prior=partial(Normal, scale=1.0), posterior=partial(MeanField, sigma=math.sqrt(1e-3)), noise="shared")
@@ -208,12 +209,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--monitor_size", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None, help="folder of the results; runs/bayesian_decoder-DATA if left out")
-    args = parser.parse_args(argv)
-    if args.smoke:
-        small = dict(data="digits", fractions=[0.1], steps=3, hidden=8, z_dim=2, num_draws=2, num_samples=5)
-        vars(args).update(small, num_images=20, monitor_size=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        fractions=[0.1],
+        steps=3,
+        hidden=8,
+        z_dim=2,
+        num_draws=2,
+        num_samples=5,
+        num_images=20,
+        monitor_size=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

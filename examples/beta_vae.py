@@ -56,6 +56,7 @@ from pyro_lvae import (
     mutual_information_gap,
     plots,
 )
+from pyro_lvae.experiments import parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_json, write_text
 
@@ -187,10 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
     parser.add_argument("--epsilon", type=float, default=None, help="nats; the KL of the beta-VAE if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/beta_vae"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.epochs, args.batch_size, args.z_dim, args.hidden_dim, args.critic_hidden_dim = 5, 16, 4, 16, 16
-        args.out = args.out.with_name(args.out.name + "-smoke")
+    args = parsed(parser, argv, epochs=5, batch_size=16, z_dim=4, hidden_dim=16, critic_hidden_dim=16)
 
     data = bars() if args.smoke else load("dsprites", args.root)
     results: dict[str, Scores] = {}
@@ -207,4 +205,4 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvae import Dataset, SparseVAE, linear, load, rate_distortion
-from pyro_lvae.experiments import markdown_rows, read_rows, write_rows
+from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -95,12 +95,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/binary_codes"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        vars(args).update(data="digits", epochs=2, warm_up=1, z_dim=4, hidden=16, num_samples=5, num_images=20)
-    return args
+    return parsed(parser, argv, data="digits", epochs=2, warm_up=1, z_dim=4, hidden=16, num_samples=5, num_images=20)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

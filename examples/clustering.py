@@ -34,7 +34,7 @@ from pyro_lvae import (
     load,
 )
 from pyro_lvae.conditionals import Bernoulli
-from pyro_lvae.experiments import markdown, read_rows, write_rows
+from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, pca, save
 from pyro_lvae.results import write_text
@@ -172,12 +172,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("runs/clustering"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        small = dict(data="digits", seeds=[0], hidden=[32, 32], z_dim=4, vae_hidden=32, num_pixels=300)
-        vars(args).update(small, pretrain_epochs=3, epochs=3, vae_epochs=2, out=args.out.with_name("clustering-smoke"))
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        seeds=[0],
+        hidden=[32, 32],
+        z_dim=4,
+        vae_hidden=32,
+        num_pixels=300,
+        pretrain_epochs=3,
+        epochs=3,
+        vae_epochs=2,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyro_lvae import IWAE, AnalyticELBO, DReG, LadderVAE, SampledELBO, compare, fit, linear, load, load_weights, plots
+from pyro_lvae.experiments import parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import read_metrics, write_json, write_text
 
@@ -114,13 +115,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_repeats", type=int, default=200, help="draws of each gradient")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare_estimators"))
-    args = parser.parse_args(argv)
+    args = parsed(
+        parser,
+        argv,
+        data="digits",
+        sizes=[2, 4],
+        hidden=16,
+        epochs=1,
+        snr_epochs=1,
+        iwae_epochs=1,
+        particles=[1, 4],
+        num_rows=2,
+        num_repeats=3,
+        snr_size=4,
+    )
     reference = dict(num_samples=5000, reference_particles=2000, num_temperatures=100)
     if args.smoke:
-        args.data, args.sizes, args.hidden = "digits", [2, 4], 16
-        args.epochs = args.snr_epochs = args.iwae_epochs = 1
-        args.particles, args.num_rows, args.num_repeats, args.snr_size = [1, 4], 2, 3, 4
-        args.out = args.out.with_name(args.out.name + "-smoke")
         reference = dict(num_samples=20, reference_particles=10, num_temperatures=3)
 
     data = load(args.data, args.root)
@@ -141,4 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, LadderVAE, linear, load
-from pyro_lvae.experiments import finish_rows, markdown, markdown_rows
+from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
@@ -50,7 +50,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        beta=linear(0, 1, epochs=args.warm_up),
+        beta=linear(0, 1, steps=args.warm_up * -(-len(data.x_train) // args.batch_size)),
     )
     kl, active = found.kl_per_layer, found.active_units
     values = (found.test_elbo, found.test_log_likelihood, sum(kl.values()), sum(active.values()))
@@ -91,7 +91,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all if left out")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--warm_up", type=int, default=10, help="epochs of warm-up")
+    parser.add_argument("--warm_up", type=int, default=10, help="epochs of warm-up, step by step")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=256, help="width of the dense networks")
     parser.add_argument("--ladder", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of each layer")
@@ -104,13 +104,21 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=500, help="test images for the log-likelihood")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/deep_ladders"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        small = dict(data="digits", epochs=2, warm_up=1, hidden=16, ladder=[4] * 5, bidirectional=[3] * 10)
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        vars(args).update(small, channels=[4, 8, 8], z_channels=1, num_samples=5, num_images=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        epochs=2,
+        warm_up=1,
+        hidden=16,
+        ladder=[4] * 5,
+        bidirectional=[3] * 10,
+        channels=[4, 8, 8],
+        z_channels=1,
+        num_samples=5,
+        num_images=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures
 from pyro_lvae.conditionals import Normal, StudentT
-from pyro_lvae.experiments import write_rows
+from pyro_lvae.experiments import parsed, script, write_rows
 from pyro_lvae.results import write_text
 
 CLEAN, CONTAMINATED = "clean", "contaminated"
@@ -208,12 +208,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_samples", type=int, default=300, help="importance samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/dimension_reduction"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        small = dict(data=["oscillators"], windows=60, features=4, folds=2, steps=4, num_samples=5)
-        vars(args).update(small, out=args.out.with_name(args.out.name + "-smoke"))
-    return args
+    return parsed(parser, argv, data=["oscillators"], windows=60, features=4, folds=2, steps=4, num_samples=5)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -39,7 +39,7 @@ from pyro_lvae import (
     fit,
 )
 from pyro_lvae.evaluate import posterior_samples
-from pyro_lvae.experiments import markdown_rows, write_rows
+from pyro_lvae.experiments import markdown_rows, parsed, script, write_rows
 from pyro_lvae.plots import save
 from pyro_lvae.results import write_text
 from pyro_lvae.structures.flows import IAF
@@ -153,10 +153,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/implicit_models"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.epochs, args.repeats, args.hidden_dim, args.critic_steps = 2, 100, 8, 1
-        args.out = args.out.with_name(args.out.name + "-smoke")
+    args = parsed(parser, argv, epochs=2, repeats=100, hidden_dim=8, critic_steps=1)
     started = time.perf_counter()
     of_guides, picture = posteriors(args)
     of_simulator = likelihood_free(args)
@@ -171,4 +168,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

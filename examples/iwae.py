@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, HierarchicalVAE, Renyi, SampledELBO, load
-from pyro_lvae.experiments import finish_rows, markdown_rows
+from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
@@ -104,15 +104,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/iwae"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(
-            data="digits", stages=1, batch_size=200, z_dims=[4, 2], hidden_dims=[16, 8], particles=[1, 3], layers=[2]
-        )
-        vars(args).update(small, num_samples=5, num_images=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        stages=1,
+        batch_size=200,
+        z_dims=[4, 2],
+        hidden_dims=[16, 8],
+        particles=[1, 3],
+        layers=[2],
+        num_samples=5,
+        num_images=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

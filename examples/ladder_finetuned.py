@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, linear, load, load_weights
-from pyro_lvae.experiments import finish_rows, markdown, markdown_rows
+from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -136,13 +136,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder_finetuned"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(data="digits", z_dims=[4, 3, 2], hidden_dims=[16, 8, 8], epochs=2, warm_up=1, fine_epochs=1)
-        vars(args).update(small, particles=[1, 2], num_samples=5, num_images=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        z_dims=[4, 3, 2],
+        hidden_dims=[16, 8, 8],
+        epochs=2,
+        warm_up=1,
+        fine_epochs=1,
+        particles=[1, 2],
+        num_samples=5,
+        num_images=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -26,7 +26,7 @@ from torch import nn
 
 from pyro_lvae import Callback, Dataset, FusedAdam, HierarchicalVAE, LadderVAE, ProgressBar, kl_per_unit, linear, load
 from pyro_lvae.conditionals import Bernoulli, Normal
-from pyro_lvae.experiments import finish_rows, markdown_rows
+from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
 from pyro_lvae.plots import lines, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -152,13 +152,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=None, help="test rows for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder_paper"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(data="digits", layers=[2], z_dims=[4, 2, 2, 2, 2], hidden_dims=[16, 8, 8, 8, 8])
-        vars(args).update(small, epochs=2, warm_up=1, num_samples=5, num_images=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        layers=[2],
+        z_dims=[4, 2, 2, 2, 2],
+        hidden_dims=[16, 8, 8, 8, 8],
+        epochs=2,
+        warm_up=1,
+        num_samples=5,
+        num_images=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

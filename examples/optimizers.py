@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Adagrad, RMSprop
 
 from pyro_lvae import VAE, Dataset, FusedAdam, NonFiniteLoss, fit, load
-from pyro_lvae.experiments import finish_rows, markdown
+from pyro_lvae.experiments import finish_rows, markdown, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import lines, save
 from pyro_lvae.results import write_text
@@ -97,12 +97,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/optimizers"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        vars(args).update(data="digits", epochs=2, z_dim=3, hidden=16)
-    return args
+    return parsed(parser, argv, data="digits", epochs=2, z_dim=3, hidden=16)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

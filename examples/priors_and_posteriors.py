@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, OptimalPriorVAE, VampPrior, VariationalGP, linear, load
-from pyro_lvae.experiments import finish_rows, markdown_rows
+from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
@@ -107,13 +107,22 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/priors_and_posteriors"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        small = dict(data="digits", epochs=2, warm_up=1, z_dim=3, hidden=16, components=5, planar=1, autoregressive=1)
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        vars(args).update(small, points=4, num_samples=5, num_images=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        epochs=2,
+        warm_up=1,
+        z_dim=3,
+        hidden=16,
+        components=5,
+        planar=1,
+        autoregressive=1,
+        points=4,
+        num_samples=5,
+        num_images=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -35,7 +35,7 @@ from pyro_lvae import (
     sample_prior,
 )
 from pyro_lvae.conditionals import Normal
-from pyro_lvae.experiments import markdown_rows, read_rows, write_rows
+from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -163,13 +163,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_samples", type=int, default=100, help="importance samples of the reports")
     parser.add_argument("--num_images", type=int, default=200, help="test rows for them")
     parser.add_argument("--out", type=Path, default=Path("runs/semi_supervised"))
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.out = args.out.with_name(args.out.name + "-smoke")
-        small = dict(data="digits", splits=[0], z_dim=4, hidden_dim=16, epochs_m1=3, epochs_m2=3, epochs=2)
-        vars(args).update(small, num_samples=3, num_images=20)
-    return args
+    return parsed(
+        parser,
+        argv,
+        data="digits",
+        splits=[0],
+        z_dim=4,
+        hidden_dim=16,
+        epochs_m1=3,
+        epochs_m2=3,
+        epochs=2,
+        num_samples=3,
+        num_images=20,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

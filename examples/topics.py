@@ -44,7 +44,7 @@ from pyro_lvae import (
     plots,
     topics,
 )
-from pyro_lvae.experiments import read_rows, write_rows
+from pyro_lvae.experiments import parsed, read_rows, script, write_rows
 from pyro_lvae.results import EpochMetrics, write_text
 
 NVDM_OPTIONS = dict(
@@ -213,12 +213,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_documents", type=int, default=1000, help="test documents for them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/topics"), help="folder of the results")
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.epochs, args.z_dim, args.num_samples, args.num_documents = 5, 3, 5, 20
-        args.out = args.out.with_name(args.out.name + "-smoke")
-    return args
+    return parsed(parser, argv, epochs=5, z_dim=3, num_samples=5, num_documents=20)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -17,6 +17,7 @@ from torch import nn
 
 from pyro_lvae import Dataset, check, fit, kl_per_layer
 from pyro_lvae.conditionals import Normal
+from pyro_lvae.experiments import script
 from pyro_lvae.nets import MLP
 
 
@@ -66,4 +67,4 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -32,21 +32,19 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar with the epoch, the test ELBO, beta and the time left."""
+    """A bar with the epoch, both ELBOs, the least beta of a layer and of the weights, and the time left."""
 
     def __init__(self):
         self._progress = None
 
     def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[elbo]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             refresh_per_second=4,
         )
         total, done = epochs * num_batches, epoch * num_batches
@@ -61,14 +59,20 @@ class ProgressBar(Callback):
         self._progress.update(self._task, completed=epoch * self._num_batches + batch + 1)
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
-        beta = min(metrics.beta.values(), default=1)
-        note = "" if beta == 1 else f"  β {beta:.2f}"
-        note += f"  KL(w) {metrics.global_kl:.1f}" if metrics.global_kl else ""
+        layers = {name: beta for name, beta in metrics.beta.items() if name in metrics.kl}
+        others = {name: beta for name, beta in metrics.beta.items() if name not in metrics.kl}
+        note = _beta(layers) + (f"  KL(w) {metrics.global_kl:.1f}{_beta(others)}" if metrics.global_kl else "")
         elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
         self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)
 
     def on_end(self) -> None:
         self._progress.stop()
+
+
+def _beta(weights: dict[str, float]) -> str:
+    """The least of the KL weights, where one is not 1."""
+    beta = min(weights.values(), default=1)
+    return "" if beta == 1 else f"  β {beta:.2f}"
 
 
 class JSONLines(Callback):

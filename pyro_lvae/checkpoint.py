@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -31,8 +32,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
         raise CheckpointError(f"there is no checkpoint at {path}; check the path, or train without resume")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged or is no checkpoint ({error})") from error
+    except Exception as error:  # of an unpickler, advice to trust the file, which is not passed on
+        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({str(error).splitlines()[0]})"
+        raise CheckpointError(f"{path} is damaged or is no checkpoint{why}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT})")
     return state

@@ -61,6 +61,9 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         except Exception as error:
             yield f"model and guide must run on x of shape {tuple(args[0].shape)}: {_said(error)}{_hint(error)}"
             return
+        if misnamed := list(_misnamed((model_trace, guide_trace), len(args[0]))):
+            yield from misnamed
+            return
         model, guide = _latents_and_data(model_trace), _latents_and_data(guide_trace)
         yield from _pairing(model, guide, y is not None)
         yield from _plates({**guide, **model}, len(args[0]))
@@ -124,6 +127,16 @@ def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
     for name, site in guide.items():
         if name not in model and not site["infer"].get("is_auxiliary") and not _is_deterministic(site):
             yield f"site {name!r}: the guide samples it and the model does not; give the model a site of that name"
+
+
+def _misnamed(traces: tuple, batch: int) -> Iterator[str]:
+    """The data plate under another name."""
+    stacks = [f for trace in traces for site in _latents_and_data(trace).values() for f in site["cond_indep_stack"]]
+    names = {f.name for f in stacks if f.vectorized}
+    found = sorted({f.name for f in stacks if f.vectorized and (f.dim, f.size) == (-1, batch)})
+    if DATA not in names and found:
+        called = ", ".join(map(repr, found))
+        yield f'the plate of the data is called {called}; write pyro.plate("{DATA}", len(x), dim=-1)'
 
 
 def _plates(sites: dict, batch: int) -> Iterator[str]:
@@ -237,4 +250,8 @@ def _hint(error: Exception) -> str:
         return "; did you forget .to_event(1)?"
     if "within the support" in str(error):
         return "; the distribution does not admit these values: binarise the data, or pass another likelihood"
+    if "same dtype" in str(error):
+        return "; data and weights must have one dtype: x.float(), or structure.double()"
+    if "shapes cannot be multiplied" in str(error):
+        return "; was the structure made for rows of another size?"
     return ""

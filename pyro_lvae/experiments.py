@@ -1,12 +1,36 @@
-"""Experiments of several rows: which are finished, and their table."""
+"""Experiments of several rows: their options, which rows are finished, and their table."""
 
 from __future__ import annotations
 
 import json
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .results import write_json
+
+
+def parsed(parser: ArgumentParser, argv: Sequence[str] | None, **smoke) -> Namespace:
+    """The options of an experiment; with `--smoke`, `smoke` are the defaults, and results go to NAME-smoke."""
+    args = parser.parse_args(argv)
+    if args.smoke:
+        if isinstance(out := parser.get_default("out"), Path):
+            smoke["out"] = out.with_name(f"{out.name}-smoke")
+        parser.set_defaults(**smoke)
+        args = parser.parse_args(argv)
+    return args
+
+
+def script(main: Callable[[], object]) -> None:
+    """Run an experiment as a script, which says in a sentence what is wrong with its input, or that it was stopped."""
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        sys.exit(130)
 
 
 def read_rows(path: Path, settings: dict) -> dict[str, dict]:
@@ -45,7 +69,7 @@ def finish_rows(
         settings: what the rows depend on.
         makers: {name: makes the row}.
         names: the rows wanted; all if left out.
-        tell: called with the name of each row that is made.
+        tell: called with what is found, and with the name of each row that is made.
 
     Raises:
         ValueError: a name has no maker, or `path` holds rows of other settings.
@@ -53,6 +77,8 @@ def finish_rows(
     if unknown := [name for name in names or () if name not in makers]:
         raise ValueError(f"there are no rows {unknown}; there are {list(makers)}")
     rows = read_rows(path, settings)
+    if tell is not None and rows:
+        tell(f"in {path} already: {', '.join(rows)}")
     write_rows(path, settings, rows)
     for name in makers if names is None else names:
         if name not in rows:
@@ -75,6 +101,9 @@ def markdown_rows(first: str, rows: Mapping[str, Mapping], digits: Mapping[str, 
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    """A Markdown table; a | within a cell is escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+    return "\n".join([line(heads), "|---" * len(heads) + "|", *map(line, rows)])

@@ -49,7 +49,7 @@ class Schedule:
 
     def ends_after(self, steps: int, epochs: int) -> bool:
         """Whether training of this length stops before the schedule has reached `stop`."""
-        return self.length > (epochs if self.unit == "epochs" else steps)
+        return self(max(0, steps - 1), max(0, epochs - 1)) != self.stop
 
 
 def constant(value: float = 1.0) -> Schedule:

@@ -66,9 +66,11 @@ def test_schedules_by_step():
 
 
 def test_a_schedule_knows_whether_training_outlasts_it():
-    assert linear(epochs=10).ends_after(steps=10**6, epochs=9)
-    assert not linear(epochs=10).ends_after(steps=10, epochs=10)
-    assert linear(steps=10).ends_after(steps=9, epochs=100)
+    assert linear(epochs=10).ends_after(steps=10**6, epochs=10)  # whose last epoch has 0.9
+    assert not linear(epochs=10).ends_after(steps=11, epochs=11)
+    assert linear(steps=10).ends_after(steps=10, epochs=100)
+    assert not linear(steps=10).ends_after(steps=11, epochs=1)
+    assert not cyclical(epochs=8, cycles=2, ramp=0.5).ends_after(steps=80, epochs=8)
     assert not constant().ends_after(0, 0)
 
 

@@ -857,5 +857,7 @@ def test_calibration_says_what_it_cannot_read():
         calibration([Decoder(dist.Poisson(4.0))], torch.ones(5, 3))
     with pytest.raises(ValueError, match="likelihood is StudentT"):
         calibration([Decoder(dist.StudentT(4.0))], torch.ones(5, 3))
+    with pytest.raises(ValueError, match=r"draws is a Decoder; give a list of structures: \[structure\]"):
+        calibration(Decoder(dist.StudentT(4.0)), torch.ones(5, 3))
     with pytest.raises(ValueError, match="between -3 and 1.7"):
         reliability(torch.tensor([1.7, -3.0]), torch.ones(2))

@@ -14,7 +14,7 @@ from pyro_lvae.cli.dispatch import FUNCTIONS
 
 SMALL = [
     *("--structure.z_dims", "[4,2]", "--structure.hidden_dims", "[16,8]"),
-    *("--epochs", "2", "--beta.length", "2", "--num_samples", "5", "--num_images", "20"),
+    *("--epochs", "2", "--beta.length", "1", "--num_samples", "5", "--num_images", "20"),
 ]
 
 
@@ -249,7 +249,7 @@ FAMILY = {
     "name", [n if n in ("AE", "FlowVAE", "DenoisingVAE") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY]
 )
 def test_the_family_goes_all_the_way(name, tmp_path, capsys):
-    small = ["--epochs", "2", "--beta.length", "2", "--num_samples", "5", "--num_images", "20"]
+    small = ["--epochs", "2", "--beta.length", "1", "--num_samples", "5", "--num_images", "20"]
     main(["train", "--structure", *FAMILY[name], *small, "--tensorboard", "false", "--out", "run"])
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert before["structure"] == name

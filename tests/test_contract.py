@@ -299,6 +299,27 @@ def test_a_broken_rule_is_said_in_a_sentence(broken, x6):
     assert all("\n" not in sentence for sentence in caught.value.broken)
 
 
+class Misnamed(nn.Module):
+    """The data plate under another name."""
+
+    def model(self, x, y=None):
+        with pyro.plate("batch", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(x.shape[1])).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("batch", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+
+def test_a_plate_of_another_name_is_one_rule(x6):
+    with pytest.raises(ContractError) as caught:
+        check(Misnamed(), x6)
+    assert caught.value.broken == [
+        "the plate of the data is called 'batch'; write pyro.plate(\"data\", len(x), dim=-1)"
+    ]
+
+
 def test_every_broken_rule_is_said_at_once(x6):
     class Many(Scaled, UsesParam):
         pass

@@ -126,6 +126,32 @@ def test_binarisation_wants_grey_values(tmp_path):
         load(str(tmp_path / "own.npz"), binarize=True)
 
 
+def test_arrays_are_taken_for_tensors():
+    data = Dataset("arrays", np.ones((5, 4), "f4"), np.zeros((2, 4), "f4"), np.arange(5), np.arange(2))
+    assert (data.x_train.dtype, data.y_train.dtype, data.shape) == (torch.float32, torch.int64, (4,))
+    assert repr(data) == (
+        "Dataset('arrays', x_train [5, 4], x_test [2, 4], y_train [5], y_test [2], shape (4,), torch.float32)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("x_train", "x_test", "message"),
+    [
+        ([[0.0]], torch.zeros(1, 1), "x_train is a list; expected a tensor or an array of numbers"),
+        (np.array([["a"]]), torch.zeros(1, 1), "x_train is an array of <U1; expected a tensor"),
+        (torch.zeros(1, 1), np.zeros((1, 1)), "x_train is torch.float32 and x_test torch.float64; give both one dtype"),
+    ],
+)
+def test_data_of_the_wrong_kind_are_refused(x_train, x_test, message):
+    with pytest.raises(DataError, match=message):
+        Dataset("wrong", x_train, x_test)
+
+
+def test_load_takes_no_arrays():
+    with pytest.raises(DataError, match="name is a ndarray; load takes a name or a path"):
+        load(np.ones((3, 2)))
+
+
 def test_unknown_names_are_answered_with_the_known():
     with pytest.raises(DataError, match="no data set is called 'cifar'; known are digits, mnist"):
         load("cifar")

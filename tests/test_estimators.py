@@ -425,9 +425,9 @@ def test_systematic_resampling_draws_each_particle_as_often_as_it_weighs():
 
 def test_resampling_needs_local_normal_sites(x):
     estimator, flow, structure = IWAE(3, resampled=1), Flow(0).double(), TwoLayers(shifted=True)
-    with pytest.raises(ValueError, match="draws again from local Normal sites of the guide, and 'z' is none"):
+    with pytest.raises(ValueError, match="draws again from Normal sites of the guide.* nor 'z'; leave"):
         estimator.differentiable_loss(flow.model, flow.guide, x)
-    with pytest.raises(ValueError, match="'g' is none; leave resampled out"):
+    with pytest.raises(ValueError, match="nor 'g'; leave resampled out"):
         estimator.differentiable_loss(structure.model, structure.guide, x)
 
 

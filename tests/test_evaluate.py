@@ -297,11 +297,22 @@ def test_layers_below_a_manifold_take_their_means(x):
         (lambda s, x: log_likelihood(s, x, 0), "num_samples is 0"),
         (lambda s, x: elbo(s, x.tolist()), "x is a list"),
         (lambda s, x: interpolate(s, x[:2], x[:3]), "same shape"),
+        (lambda s, x: log_likelihood(s, x / 0), "x holds NaN or infinite values"),
+        (
+            lambda s, x: log_likelihood(s, 2 * x - 0.5, 3),
+            "'x': its distribution does not admit values from -0.5",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message, x):
     with pytest.raises(ValueError, match=message):
         call(STRUCTURES["VAE"](), x)
+
+
+def test_an_error_within_a_structure_comes_without_the_shapes_of_all_sites(x):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        log_likelihood(STRUCTURES["VAE"](), x[:, :10], 3)
+    assert "Trace Shapes" not in str(caught.value)
 
 
 def test_global_sites_are_refused_by_name(x):

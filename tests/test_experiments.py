@@ -1,8 +1,11 @@
 """Rows of an experiment are made once, kept, and tabled."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 
-from pyro_lvae.experiments import finish_rows, markdown_rows, read_rows, write_rows
+from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, read_rows, script, write_rows
 from pyro_lvae.plots import lines
 
 
@@ -19,7 +22,8 @@ def test_rows_are_made_once(tmp_path):
     makers = {name: _counting(made, name) for name in "abc"}
     assert finish_rows(path, {"epochs": 1}, makers, ["b"], told.append) == {"b": {"value": 1.0}}
     rows = finish_rows(path, {"epochs": 1}, makers, tell=told.append)
-    assert made == told == ["b", "a", "c"]
+    assert made == ["b", "a", "c"]
+    assert told == ["b", f"in {path} already: b", "a", "c"]
     assert rows == read_rows(path, {"epochs": 1}) == {n: {"value": float(i + 1)} for i, n in enumerate("bac")}
 
 
@@ -58,3 +62,38 @@ def test_lines_cut_off_a_start_far_below():
     assert -120 < far.get_ylim()[0] < -102
     assert near.get_ylim()[0] < 1
     assert [ax.get_title() for ax in figure.axes] == ["far", "near"]
+
+
+def test_a_pipe_does_not_break_a_table():
+    assert markdown(["p(z|y)"], [["a|b"]]) == "| p(z\\|y) |\n|---|\n| a\\|b |"
+
+
+def _options(*argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 4])
+    parser.add_argument("--out", type=Path, default=Path("runs/e"))
+    return parsed(parser, argv, epochs=2, sizes=[3])
+
+
+def test_smoke_changes_what_was_not_given():
+    assert vars(_options()) == dict(smoke=False, epochs=50, sizes=[8, 4], out=Path("runs/e"))
+    assert vars(_options("--smoke")) == dict(smoke=True, epochs=2, sizes=[3], out=Path("runs/e-smoke"))
+    given = _options("--smoke", "--epochs", "50", "--out", "there")
+    assert vars(given) == dict(smoke=True, epochs=50, sizes=[3], out=Path("there"))
+
+
+def test_a_script_says_what_is_wrong_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["folder/aevb.py"])
+
+    def fails(error):
+        raise error
+
+    with pytest.raises(SystemExit, match="^aevb.py: no such data$"):
+        script(lambda: fails(ValueError("no such data")))
+    with pytest.raises(SystemExit, match="130"):
+        script(lambda: fails(KeyboardInterrupt("stopped after epoch 3")))
+    assert capsys.readouterr().err == "\nstopped after epoch 3\n"
+    with pytest.raises(ZeroDivisionError):  # a fault of the program keeps its traceback
+        script(lambda: 1 / 0)

@@ -9,7 +9,7 @@ IN_SMALL = {
     "x_dim=784": "x_dim=64",
     "(64, 32, 16, 8, 4)": "(4, 2)",
     "(512, 256, 128, 64, 32)": "(16, 8)",
-    "epochs=200": "epochs=1, callbacks=()",
+    "epochs=200": "epochs=2, callbacks=()",
     "epochs=50": "epochs=1",
     "num_samples=5000": "num_samples=5",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class Dataset:
     """Train and test data, flattened to rows.
+
+    Arrays are taken for tensors; all data must have one dtype.
 
     Attributes:
         name: what it is called in tables and file names.
@@ -40,10 +43,16 @@ class Dataset:
     vocabulary: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        for name in ("x_train", "x_test", "y_train", "y_test"):
+            object.__setattr__(self, name, _as_tensor(f"{self.name}: {name}", getattr(self, name)))
         if not self.shape:
             object.__setattr__(self, "shape", tuple(self.x_train.shape[1:]))
         for name, x in (("x_train", self.x_train), ("x_test", self.x_test)):
             _check_rows(f"{self.name}: {name}", x, self.shape)
+        if self.x_train.dtype != self.x_test.dtype:
+            raise DataError(
+                f"{self.name}: x_train is {self.x_train.dtype} and x_test {self.x_test.dtype}; give both one dtype"
+            )
         for name, y, x in (("y_train", self.y_train, self.x_train), ("y_test", self.y_test, self.x_test)):
             if y is not None and len(y) != len(x):
                 raise DataError(f"{self.name}: {name} has {len(y)} labels for {len(x)} rows; give one a row")
@@ -51,6 +60,12 @@ class Dataset:
             raise DataError(f"{self.name}: {len(self.vocabulary)} words for {self.x_dim} columns; give one a column")
         if self.binarize:
             self._check_binary()
+
+    def __repr__(self) -> str:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+        drawn = ", drawn anew as binary in every batch" if self.binarize else ""
+        return f"Dataset({self.name!r}, {sizes}, shape {self.shape}, {self.x_train.dtype}{drawn})"
 
     def _check_binary(self) -> None:
         _check_grey(self.x_train)
@@ -112,6 +127,15 @@ def binarized(x: Tensor) -> Tensor:
     """One draw of Bernoulli(x) from a fixed seed, the same on every device."""
     _check_grey(x)
     return torch.bernoulli(x.cpu(), generator=torch.Generator().manual_seed(TEST_SEED)).to(x.device)
+
+
+def _as_tensor(name: str, value) -> Tensor | None:
+    if value is None or isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise DataError(f"{name} is {what}; expected a tensor or an array of numbers")
+    return torch.as_tensor(value)
 
 
 def _check_grey(x: Tensor) -> None:

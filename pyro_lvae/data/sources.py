@@ -40,6 +40,8 @@ def load(name: str = "digits", root: str | os.PathLike | None = None, *, binariz
     >>> load("digits").shape
     (8, 8)
     """
+    if not isinstance(name, str | os.PathLike):
+        raise DataError(f"name is a {type(name).__name__}; load takes a name or a path, Dataset(name, x, x) takes data")
     if name in DATASETS:
         arrays, custom = DATASETS[name](_roots(root))
     elif Path(name).suffix in (".npz", ".npy"):

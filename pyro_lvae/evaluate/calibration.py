@@ -70,6 +70,11 @@ def calibration(
         num_samples: draws of z for each datum and structure.
         num_bins: bins, or levels.
     """
+    if isinstance(draws, nn.Module):
+        raise ValueError(
+            f"draws is a {type(draws).__name__}; give a list of structures: [structure], or with a posterior over "
+            "weights [bayesian.draw() for _ in range(10)]"
+        )
     parts = [_predicted(structure, x, y, num_samples) for structure in draws]
     if not parts:
         raise ValueError("there are no draws; give at least one structure with its weights")

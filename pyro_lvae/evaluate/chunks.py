@@ -155,6 +155,8 @@ def check_rows(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> tupl
     if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0:
         what = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(f"x is {what}; expected a tensor [N, D] with N >= 1; flatten images to rows")
+    if not x.isfinite().all():
+        raise ValueError("x holds NaN or infinite values; remove or impute them first")
     if y is not None and len(y) != len(x):
         raise ValueError(f"y has {len(y)} labels for {len(x)} rows; give one a row")
     like = next((p for p in structure.parameters() if p.is_floating_point()), None)

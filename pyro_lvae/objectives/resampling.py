@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -42,6 +43,7 @@ class WeighedELBO(LedgerELBO):
 
     weighs_draws = True
 
+    @abstractmethod
     def __init__(self, num_particles: int, alpha: float, resampled: int | None):
         super().__init__(num_particles=num_particles)
         if resampled is not None and not (isinstance(resampled, int) and 1 <= resampled < num_particles):
@@ -89,8 +91,8 @@ class WeighedELBO(LedgerELBO):
         drawn = {n: s for n, s in sites.latents.items() if not (s.is_enumerated and s.q is None)}
         if odd := [n for n, s in drawn.items() if not (s.is_local and s.q is not None and normal_of(s.q))]:
             raise ValueError(
-                f"{type(self).__name__} with resampled={self.resampled} draws again from local Normal sites of the "
-                f"guide, and {names(odd)} is none; leave resampled out"
+                f"{type(self).__name__} with resampled={self.resampled} draws again from Normal sites of the guide in "
+                f"the data plate, which weights with a posterior are not, nor {names(odd)}; leave resampled out"
             )
 
 

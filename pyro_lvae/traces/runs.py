@@ -31,12 +31,15 @@ def trace_pair(model: Callable, guide: Callable, *args, num_particles: int | Non
 
 def run(fn: Callable, *args, **kwargs):
     """The trace of one run of a guide or model."""
-    return poutine.trace(fn).get_trace(*args, **kwargs)
+    try:
+        return poutine.trace(fn).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:  # to which Pyro adds the shapes of all sites
+        raise error.__cause__ if type(error.__cause__) is type(error) else error from None
 
 
 def replay(model: Callable, guide_trace, *args, **kwargs):
     """The trace of `model` with the latents of `guide_trace`."""
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return run(poutine.replay(model, trace=guide_trace), *args, **kwargs)
 
 
 def ledger(model: Callable, guide: Callable, *args, num_particles: int | None = None, **kwargs) -> Ledger:
@@ -128,7 +131,15 @@ def _sample_sites(trace) -> dict[str, dict]:
 def _log_prob(site: dict | None) -> Tensor | None:
     if site is None:
         return None
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    try:
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        if "within the support" not in str(error):
+            raise
+        raise ValueError(
+            f"site {site['name']!r}: its distribution does not admit values from {site['value'].min():g} to "
+            f"{site['value'].max():g}; draw grey values as binary (binarize=True), or pass another likelihood"
+        ) from error
     return scale_and_mask(log_prob, 1.0, site["mask"])
 
 
