@@ -75,6 +75,7 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         yield from _reads_data(structure, args, model_trace)
         if not densities:  # or each would be said twice
             yield from _particles(structure, args)
+            yield from _rows(structure, args, guide)
 
 
 def _not_runnable(structure, x) -> Iterator[str]:
@@ -226,6 +227,29 @@ def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
                 f"site {name!r}: its distribution in the model changes with x; read x only as obs= and for len(x), and "
                 'after that what pyro.sample("x", ...) returns'
             )
+
+
+def _rows(structure, args: tuple, guide: dict) -> Iterator[str]:
+    """Densities of the first rows at given latents, alone and among others."""
+    count = len(args[0]) // 2
+
+    def densities(fn, rows: slice) -> dict[str, Tensor]:
+        values = {n: s["value"] if data_frame(s) is None else s["value"][rows] for n, s in guide.items()}
+        sites = _latents_and_data(run(poutine.condition(fn, data=values), *(a[rows] for a in args)))
+        local = {n: s for n, s in sites.items() if data_frame(s) is not None and not _is_deterministic(s)}
+        return {n: s["fn"].log_prob(s["value"])[:count] for n, s in local.items()}
+
+    for where, fn in (("model", structure.model), ("guide", structure.guide)):
+        try:
+            alone, again, among = (densities(fn, slice(n)) for n in (count, count, None))
+        except Exception:  # what cannot be run again at given values is not judged
+            continue
+        for name, value in alone.items():
+            if torch.equal(value, again[name]) and not torch.allclose(value, among[name], rtol=1e-3, atol=1e-2):
+                yield (
+                    f"site {name!r}: the density of a row in the {where} changes with the rows beside it; in "
+                    "evaluation mode every row must be computed by itself"
+                )
 
 
 def _particles(structure, args: tuple) -> Iterator[str]:

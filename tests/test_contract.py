@@ -211,6 +211,13 @@ class NoParticles(Good):
         super().model(x)
 
 
+class MixesRows(Good):
+    """The guide centres the batch, in evaluation mode too."""
+
+    def guide(self, x, y=None):
+        super().guide(x - x.mean(0))
+
+
 class Crashes(Good):
     def model(self, x, y=None):
         raise RuntimeError("out of cheese")
@@ -252,6 +259,7 @@ BROKEN = {
     AuxiliaryReadsArgument: r"site 'a': its distribution .* changes with x; .* what pyro.sample\(\"x\", ...\) returns",
     AuxiliaryAndReadingPrior: "site 'z1': its distribution in the model changes with x",
     NoParticles: r"leading particle dim \[2, B, z\] must pass through model and guide: RuntimeError",
+    MixesRows: "site 'z1': the density of a row in the guide changes with the rows beside it",
     Crashes: r"model and guide must run on x of shape \(4, 6\): RuntimeError: out of cheese \(test_contract.py:",
     NoLabels: r"model\(x\) must take labels too",
     NoGuide: r"there is no method guide\(x, y=None\)",

@@ -17,7 +17,8 @@ class Structure(Protocol):
     1. Networks are ordinary submodules; the likelihood is a module passed in.
     2. One `pyro.plate("data", len(x), dim=-1)` holds every local site, event dims are declared
        (`.to_event(1)`), so each local site's `log_prob` has shape `[B]` for `x` of `[B, D]`.
-    3. Leading dims broadcast: with K particles samples are `[K, B, z]` and `log_prob` is `[K, B]`.
+    3. Leading dims broadcast: with K particles samples are `[K, B, z]` and `log_prob` is `[K, B]`. In evaluation mode
+       rows do not influence each other.
     4. The observed site is `"x"` (and `"y"`, if labels are modelled). Latents are `"z1"` nearest
        the data ... `"zL"` on top, or have their paper's symbol. The guide samples every one.
     5. `model` reads `x` only as `obs=` and for its length, dtype and device. Sites after `"x"`, such as auxiliary
