@@ -109,6 +109,17 @@ def chunked_ledgers(
     return chunked(structure, x, y, num_samples, lambda sites: sites, memory=memory)
 
 
+class GuideAlone(nn.Module):
+    """A structure's guide with a model that samples nothing, where only q is asked for: no draw is decoded."""
+
+    def __init__(self, structure: nn.Module):
+        super().__init__()
+        self.structure, self.guide = structure, structure.guide
+
+    def model(self, *args) -> None:
+        pass
+
+
 class _Chunk:
     """One chunk: eagerly, and compiled once that is asked for or pays."""
 

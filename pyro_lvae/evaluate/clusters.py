@@ -9,7 +9,7 @@ from pyro.distributions import Categorical, MixtureSameFamily
 from torch import Tensor, nn
 
 from ..traces import Ledger
-from .chunks import MEMORY, check_rows, chunked
+from .chunks import MEMORY, GuideAlone, check_rows, chunked
 from .likelihood import refuse_global_sites
 
 
@@ -97,18 +97,7 @@ def label_probabilities(
     Raises:
         ValueError: there is no such site.
     """
-    return _mean_over_draws(_GuideAlone(structure), x, y, num_samples, _labels, memory)
-
-
-class _GuideAlone(nn.Module):
-    """A structure's guide, with a model that samples nothing."""
-
-    def __init__(self, structure: nn.Module):
-        super().__init__()
-        self.structure, self.guide = structure, structure.guide
-
-    def model(self, *args) -> None:
-        pass
+    return _mean_over_draws(GuideAlone(structure), x, y, num_samples, _labels, memory)
 
 
 def _labels(sites: Ledger) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from ..traces import Ledger, Site, evaluating, guide_sites
-from .chunks import MEMORY, check_rows, chunked_ledgers
+from .chunks import MEMORY, GuideAlone, check_rows, chunked_ledgers
 
 ACTIVE = 0.01  # variance of the posterior mean above which a unit counts as active
 
@@ -107,7 +107,7 @@ def posterior_activity(
     x, y = check_rows(structure, x, y)
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
-    for rows, _, sites in chunked_ledgers(structure, x, y, num_samples, memory):
+    for rows, _, sites in chunked_ledgers(GuideAlone(structure), x, y, num_samples, memory):
         for name, site in _layers(sites).items():
             means = _conditional_mean(site, sites)
             if name not in sums:
