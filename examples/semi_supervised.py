@@ -86,6 +86,9 @@ def rows_of(data: Dataset, codes: Callable[[], Dataset], args) -> dict[str, Call
     num_classes = int(data.y_train.max()) + 1
     sizes = dict(num_classes=num_classes, z_dim=args.z_dim or CODES, hidden_dim=args.hidden_dim)
 
+    def alpha(usual: float) -> float:
+        return usual if args.alpha is None else args.alpha
+
     def classifier(split: int, folder: Path) -> float:
         part = few_labels(data, args.labels, seed=split)
         known = part.y_train >= 0
@@ -96,16 +99,15 @@ def rows_of(data: Dataset, codes: Callable[[], Dataset], args) -> dict[str, Call
     def m2(split: int, folder: Path) -> float:
         part = few(codes(), seed=split)
         torch.manual_seed(split)
-        structure = SemiSupervisedVAE(
-            part.x_dim, likelihood=partial(Normal, min_variance=1e-2), **sizes, alpha=args.alpha
-        )
+        likelihood = partial(Normal, min_variance=1e-2)
+        structure = SemiSupervisedVAE(part.x_dim, likelihood=likelihood, **sizes, alpha=alpha(1.0))
         structure = train(structure, part, folder, args, args.epochs_m2)
         return error(label_probabilities(structure, part.x_test, 1), part.y_test)
 
     def auxiliary(cls, split: int, folder: Path) -> float:
         part = few(data, seed=split)
         torch.manual_seed(split)
-        structure = train(cls(data.x_dim, **sizes, alpha=args.alpha), part, folder, args, args.epochs)
+        structure = train(cls(data.x_dim, **sizes, alpha=alpha(50.0)), part, folder, args, args.epochs)
         like, y = data.x_test[:1], torch.arange(num_classes).repeat_interleave(10)
         save({"by_label": image_grid(sample_prior(structure, len(y), like, y=y), data.shape, columns=10)}, folder)
         return error(label_probabilities(structure, data.x_test, 10), data.y_test)
@@ -153,7 +155,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds of the splits")
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--share", type=float, default=0.1, help="of rows with a label in an epoch")
-    parser.add_argument("--alpha", type=float, default=1.0, help="weight of log q(y|x) of each such row")
+    weight = "weight of log q(y|x) of each such row; 1 for M2 and 50 for the others if left out"
+    parser.add_argument("--alpha", type=float, default=None, help=weight)
     parser.add_argument("--z_dim", type=int, default=None, help="size of the codes; 50 if left out")
     parser.add_argument("--hidden_dim", type=int, default=500)
     parser.add_argument("--epochs_m1", type=int, default=40)

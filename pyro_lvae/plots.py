@@ -324,5 +324,7 @@ def _axes(xlabel: str, ylabel: str, title: str):
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     ax = figure.subplots()
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if xlabel == "epoch":
+        ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
