@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor, nn
 
+from .conditionals import is_point
 from .traces import DATA, data_frame, evaluating, fixed_noise, replay, run, trace_pair
 
 
@@ -237,7 +238,8 @@ def _rows(structure, args: tuple, guide: dict) -> Iterator[str]:
         values = {n: s["value"] if data_frame(s) is None else s["value"][rows] for n, s in guide.items()}
         sites = _latents_and_data(run(poutine.condition(fn, data=values), *(a[rows] for a in args)))
         local = {n: s for n, s in sites.items() if data_frame(s) is not None and not _is_deterministic(s)}
-        return {n: s["fn"].log_prob(s["value"])[:count] for n, s in local.items()}
+        dense = {n: s for n, s in local.items() if not is_point(s["fn"])}  # rounding alone moves a point
+        return {n: s["fn"].log_prob(s["value"])[:count] for n, s in dense.items()}
 
     for where, fn in (("model", structure.model), ("guide", structure.guide)):
         try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lvae import ContractError, check
+from pyro_lvae import AE, ContractError, check
 from pyro_lvae.traces import generate
 
 
@@ -274,6 +274,11 @@ def x6():
 
 def test_a_good_structure_passes(x6):
     check(Good(), x6)
+
+
+def test_a_point_of_many_units_is_not_taken_for_one_that_depends_on_other_rows():
+    """Its rows differ by rounding, alone and among others."""
+    check(AE(300, 40, 256), torch.rand(4, 300).round())
 
 
 def test_auxiliary_variables_may_follow_the_site_x(x6):
