@@ -76,7 +76,7 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         yield from _reads_data(structure, args, model_trace)
         if not densities:  # or each would be said twice
             yield from _particles(structure, args)
-            yield from _rows(structure, args, guide)
+            yield from _rows(structure, args, {**guide, **{n: s for n, s in model.items() if not s["is_observed"]}})
 
 
 def _not_runnable(structure, x) -> Iterator[str]:
@@ -230,12 +230,12 @@ def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
             )
 
 
-def _rows(structure, args: tuple, guide: dict) -> Iterator[str]:
+def _rows(structure, args: tuple, latents: dict) -> Iterator[str]:
     """Densities of the first rows at given latents, alone and among others."""
     count = len(args[0]) // 2
 
     def densities(fn, rows: slice) -> dict[str, Tensor]:
-        values = {n: s["value"] if data_frame(s) is None else s["value"][rows] for n, s in guide.items()}
+        values = {n: s["value"] if data_frame(s) is None else s["value"][rows] for n, s in latents.items()}
         sites = _latents_and_data(run(poutine.condition(fn, data=values), *(a[rows] for a in args)))
         local = {n: s for n, s in sites.items() if data_frame(s) is not None and not _is_deterministic(s)}
         dense = {n: s for n, s in local.items() if not is_point(s["fn"])}  # rounding alone moves a point

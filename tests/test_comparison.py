@@ -124,7 +124,7 @@ def test_what_does_not_suit_is_left_out_of_the_default_and_refused_by_name(x):
     ("estimators", "message"),
     [
         ("IWEA(5)", "there is no estimator 'IWEA'; known are SampledELBO"),
-        ("IWAE(k=5)", r"IWAE\(k=5\): .*the arguments are IWAE\(num_particles: int = 5\)"),
+        ("IWAE(k=5)", r"IWAE\(k=5\): .*the arguments are IWAE\(num_particles: int = 5, resampled: "),
         ("IWAE(0)", "at least 1"),
         ("IWAE(5", "is no list of estimators"),
         ("IWAE(__import__('os'))", "IWAE"),
