@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
     data = load(args.data, args.root)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "smoke")}
     makers = {name: partial(row, name, make, data, args) for name, make in models(data, args).items()}
-    rows = finish_rows(args.out / "results.json", settings, makers)
+    rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
     text = markdown_rows("model", rows)
     write_text(args.out / "results.md", text + "\n")
     print(text)

@@ -50,7 +50,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        beta=linear(0, 1, steps=args.warm_up * -(-len(data.x_train) // args.batch_size)),
+        beta=linear(0, 1, steps=args.warm_up * data.num_batches(args.batch_size)),
     )
     kl, active = found.kl_per_layer, found.active_units
     values = (found.test_elbo, found.test_log_likelihood, sum(kl.values()), sum(active.values()))

@@ -133,10 +133,10 @@ def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
 
 def _misnamed(traces: tuple, batch: int) -> Iterator[str]:
     """The data plate under another name."""
-    stacks = [f for trace in traces for site in _latents_and_data(trace).values() for f in site["cond_indep_stack"]]
-    names = {f.name for f in stacks if f.vectorized}
-    found = sorted({f.name for f in stacks if f.vectorized and (f.dim, f.size) == (-1, batch)})
-    if DATA not in names and found:
+    sites = [site for trace in traces for site in _latents_and_data(trace).values()]
+    plates = {f.name: (f.dim, f.size) for site in sites for f in site["cond_indep_stack"] if f.vectorized}
+    found = sorted(name for name, plate in plates.items() if plate == (-1, batch))
+    if DATA not in plates and found:
         called = ", ".join(map(repr, found))
         yield f'the plate of the data is called {called}; write pyro.plate("{DATA}", len(x), dim=-1)'
 

@@ -352,6 +352,18 @@ def test_every_broken_rule_is_said_at_once(x6):
     assert f"breaks {len(caught.value.broken)} rule" in text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, :5], "was the structure made for rows of another size?"),
+        (lambda x: x.double(), r"must have one dtype: x.float\(\), or structure.double\(\)"),
+    ],
+)
+def test_rows_of_another_size_or_dtype_name_the_remedy(change, message, x6):
+    with pytest.raises(ContractError, match=message):
+        check(Good(), change(x6))
+
+
 def test_data_outside_the_likelihoods_support_names_the_remedy(x6):
     with pytest.raises(ContractError, match="binarise the data, or pass another likelihood"):
         check(Good(), x6 + 0.5)

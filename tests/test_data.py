@@ -129,6 +129,8 @@ def test_binarisation_wants_grey_values(tmp_path):
 def test_arrays_are_taken_for_tensors():
     data = Dataset("arrays", np.ones((5, 4), "f4"), np.zeros((2, 4), "f4"), np.arange(5), np.arange(2))
     assert (data.x_train.dtype, data.y_train.dtype, data.shape) == (torch.float32, torch.int64, (4,))
+    flipped = np.eye(4, dtype="f4")[:, ::-1]
+    assert torch.equal(Dataset("flipped", flipped, flipped).x_test, torch.eye(4).flip(1))
     assert repr(data) == (
         "Dataset('arrays', x_train [5, 4], x_test [2, 4], y_train [5], y_test [2], shape (4,), torch.float32)"
     )

@@ -20,7 +20,7 @@ class DataError(ValueError):
 class Dataset:
     """Train and test data, flattened to rows.
 
-    Arrays are taken for tensors; all data must have one dtype.
+    Arrays are taken for tensors; `x_train` and `x_test` must have one dtype.
 
     Attributes:
         name: what it is called in tables and file names.
@@ -135,7 +135,7 @@ def _as_tensor(name: str, value) -> Tensor | None:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise DataError(f"{name} is {what}; expected a tensor or an array of numbers")
-    return torch.as_tensor(value)
+    return torch.as_tensor(np.ascontiguousarray(value))  # a flipped array has strides that torch does not take
 
 
 def _check_grey(x: Tensor) -> None:
