@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -261,8 +262,7 @@ class Loop:
     def _consider(self, args: tuple) -> None:
         """Compile the step, if asked to or if it pays; eager training goes on where it cannot be."""
         if self.processes.size > 1 and any(getattr(m, "synchronised", False) for m in self.structure.modules()):
-            self.compile = False
-            return self._say("training eagerly: batch norm over several processes cannot be compiled")
+            return self._stay_eager("batch norm over several processes cannot be compiled")
         if self.compile == "auto":
             if len(self.trial) < TRIAL:
                 return
@@ -270,17 +270,21 @@ class Loop:
             steps, until = self.planned
             steps = min(steps - self.step, math.inf if until == math.inf else int((until - self.seconds) / seconds))
             is_worth_it, reason = pays(seconds, int(steps), len(self.eager.parameters))
-            self.compile = is_worth_it
             if not is_worth_it:
-                return self._say(f"training eagerly: {reason}")
+                return self._stay_eager(reason)
             self._say(f"compiling the training step: {reason}")
         try:
             started = time.perf_counter()
             self.compiled = CompiledStep(self.eager, args, self._beta())
             self._say(f"compiled in {time.perf_counter() - started:.0f} s")
         except CompileError as error:
-            self.compile = False
-            self._say(f"training eagerly: {error}")
+            self._stay_eager(str(error))
+
+    def _stay_eager(self, reason: str) -> None:
+        if self.compile is True and not self.callbacks and self.processes.is_first:  # nobody else would tell
+            warnings.warn(f"training eagerly: {reason}", stacklevel=2)
+        self.compile = False
+        self._say(f"training eagerly: {reason}")
 
     def _say(self, message: str) -> None:
         for callback in self.callbacks:

@@ -218,6 +218,12 @@ def test_value_dependent_control_flow_trains_eagerly_and_says_so(tiny):
     assert "control" not in said.messages[0].split(":")[0]
 
 
+def test_who_asked_for_compiling_and_watches_nothing_is_warned(tiny):
+    with pytest.warns(UserWarning, match="training eagerly: .* cannot be traced"):
+        fit(Wilful(12, 3, 8), tiny, epochs=1, batch_size=16, compile=True, callbacks=())
+    fit(Wilful(12, 3, 8), tiny, epochs=1, batch_size=5, callbacks=())  # nobody asked, nobody is told
+
+
 @pytest.mark.parametrize("estimator", [Trace_ELBO(), RenyiELBO(num_particles=2)])
 def test_estimators_that_wait_train_eagerly(tiny, estimator):
     said = Said()
