@@ -67,19 +67,18 @@ class Step:
 
     def clip(self) -> Tensor:
         """Clip what is in `.grad`; its norm before."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        with_gradient = [p for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in with_gradient]
         norm = nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            torch._foreach_mul_(gradients, self._shrink(norm))
-        if self.clip_value is not None:
-            torch._foreach_clamp_min_(gradients, -self.clip_value)
-            torch._foreach_clamp_max_(gradients, self.clip_value)
+        for p, gradient in zip(with_gradient, self.clipped(gradients, norm), strict=True):
+            p.grad = gradient
         return norm
 
     def clipped(self, gradients: list[Tensor], norm: Tensor) -> list[Tensor]:
-        """The same of given gradients, as new tensors."""
+        """Gradients whose global norm is `norm`, clipped."""
         if self.clip_norm is not None:
-            gradients = [g * self._shrink(norm) for g in gradients]
+            shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradients = [g * shrink for g in gradients]
         if self.clip_value is not None:
             gradients = [g.clamp(-self.clip_value, self.clip_value) for g in gradients]
         return gradients
@@ -100,9 +99,6 @@ class Step:
     def per(self, args: tuple) -> float:
         """What the bound is divided by: the rows that it stands for."""
         return (len(args[0]) if self.size is None else self.size) / self.share
-
-    def _shrink(self, norm: Tensor) -> Tensor:
-        return (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 class CompiledStep:

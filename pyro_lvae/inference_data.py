@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,7 +107,9 @@ def comparison_draws(comparison: Comparison):
 
 
 def _from_dict(groups: dict, **options):
-    import arviz
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)  # once a day, of its plans
+        import arviz
 
     if int(arviz.__version__.split(".")[0]) >= 1:
         return arviz.from_dict(groups, **options)

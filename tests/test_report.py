@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -137,6 +140,20 @@ def test_arviz_refuses_what_it_could_not_hold(x):
 
     with pytest.raises(ValueError, match="'c': neither global nor enumerated"):
         to_inference_data(Mixture(), torch.randn(3, 4).double(), 2)
+
+
+def test_the_first_import_of_arviz_on_a_day_tells_nothing(tmp_path):
+    """It announces its plans once a day; where warnings are errors, nothing would work on that day."""
+    code = """
+import warnings
+import torch
+from pyro_lvae import VAE
+from pyro_lvae.inference_data import to_inference_data
+warnings.simplefilter("error", FutureWarning)
+to_inference_data(VAE(12, 3, 8).eval(), torch.ones(2, 12), 2)
+"""
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, timeout=300, check=True)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
