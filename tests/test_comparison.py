@@ -12,11 +12,13 @@ from test_enumeration import Mixture
 from test_estimators import Discrete, ExactGuide
 
 from pyro_lvae import (
+    AE,
     IWAE,
     RWS,
     STL,
     TVO,
     VAE,
+    BayesianWeights,
     ConstrainedELBO,
     ContractError,
     DReG,
@@ -188,6 +190,19 @@ def test_training_by_each_from_the_same_start(tiny, tmp_path):
     (heads, rows), *_ = found.tables().values()
     assert len(rows) == 3
     assert len(heads) == len(rows[0])
+
+
+def test_training_a_posterior_over_weights(tiny):
+    options = dict(max_seconds=0.1, num_samples=5, num_images=10)
+    found = compare_training(BayesianWeights(VAE(12, 3, 8), "decoder"), tiny, "SampledELBO, IWAE(3)", **options)
+    assert all(math.isfinite(v) for v in found.log_p.values())
+    assert found.histories["IWAE(3)"][-1].global_kl > 0
+
+
+def test_what_has_no_log_p_is_refused_before_anything_trains(tiny, monkeypatch):
+    monkeypatch.setattr("pyro_lvae.comparison.training.fit", pytest.fail)
+    with pytest.raises(ValueError, match="point mass, .* no estimate of p"):
+        compare_training(AE(12, 3, 8), tiny, "SampledELBO")
 
 
 def test_a_single_image_and_an_estimator_that_fails(tiny):

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 
 from pyro.infer import ELBO
-from torch import nn
+from torch import Tensor, nn
 
+from ..bayes import BayesianWeights
 from ..contract import takes_labels
 from ..data import Dataset
-from ..evaluate import log_likelihood
+from ..evaluate import predictive_log_likelihood
 from ..loop import NonFiniteLoss
 from ..objectives import label
 from ..results import TrainingComparison
@@ -37,8 +38,12 @@ def compare_training(
         structure: stays as it is.
         estimators: as for `compare`.
         max_seconds: training time of each; evaluation between epochs does not count.
-        num_samples, num_images: of the test log p(x) in the end.
+        num_samples, num_images: of the test log p(x) in the end; of `BayesianWeights` it is averaged over ten draws of
+            the weights.
         **options: of `fit`, such as `batch_size` and `beta`; eager unless `compile=True`, for time is compared.
+
+    Raises:
+        ValueError: before anything is trained: the structure has no log p(x), or an argument does not suit it.
     """
     if own := {"out", "resume", "overwrite"} & set(options):
         raise ValueError(f"{', '.join(sorted(own))}: one folder cannot hold several runs; leave it out")
@@ -47,6 +52,10 @@ def compare_training(
     x, y = data.train_rows(2)
     supervised = options.setdefault("supervised", takes_labels(structure))
     chosen, skipped = chosen_estimators(estimators, first_sites(structure, (x, y) if supervised else (x,)))
+    x, y = data.test_rows(num_images)
+    y = y if supervised else None
+    with fixed_noise(data.x_train.device, seed):
+        _log_p(structure, x[:1], None if y is None else y[:1], 1)  # refuses what has none
     histories, log_p = {}, {}
     for estimator in chosen:
         trained, name = copy.deepcopy(structure), label(estimator)
@@ -56,8 +65,7 @@ def compare_training(
             except NonFiniteLoss as error:
                 skipped[name] = str(error)
                 continue
-            x, y = data.test_rows(num_images)
-            log_p[name] = log_likelihood(trained, x, num_samples, y=y if supervised else None)
+            log_p[name] = _log_p(trained, x, y, num_samples)
     if not histories:
         raise NonFiniteLoss(f"no estimator trained: {skipped}")
     return TrainingComparison(
@@ -70,3 +78,9 @@ def compare_training(
         num_samples=num_samples,
         skipped=skipped,
     )
+
+
+def _log_p(structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: int) -> Tensor:
+    """log p(x), averaged over draws of the weights where they have a posterior."""
+    draws = [structure.draw() for _ in range(10)] if isinstance(structure, BayesianWeights) else [structure]
+    return predictive_log_likelihood(draws, x, num_samples, y=y).averaged
