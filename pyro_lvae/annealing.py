@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -78,6 +79,9 @@ def as_schedule(beta: float | Schedule) -> Schedule:
     """A number as a constant schedule; a schedule as it is."""
     if isinstance(beta, Schedule):
         return beta
+    if not isinstance(beta, Real | Tensor):
+        came = repr(beta) if isinstance(beta, str) else f"a {type(beta).__name__}"
+        raise ValueError(f"beta is {came}; expected a number or a schedule, such as linear(0, 1, epochs=20)")
     if not beta >= 0:
         raise ValueError(f"beta is {beta}; a KL weight must be 0 or more")
     return constant(float(beta))

@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint with `weights_only=True`; raises `CheckpointError` with the remedy."""
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}; check the path, or train without resume")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -59,8 +59,14 @@ def put_weights(structure: torch.nn.Module, state: dict, path: Path) -> None:
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} holds the weights of another structure than this {type(structure).__name__}; "
-            f"build it with the same options as for training. {error}"
+            f"build it with the same options as for training. {_in_short(str(error))}"
         ) from error
+
+
+def _in_short(message: str, length: int = 300) -> str:
+    """The beginning of a long list."""
+    text = " ".join(message.split())
+    return text if len(text) <= length else f"{text[:length]} ..."
 
 
 def rng_state(device: torch.device) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         yield from densities
         yield from _reads_data(structure, args, model_trace)
         if not densities:  # or each would be said twice
+            yield from _training_mode(structure, args)
             yield from _particles(structure, args)
             yield from _rows(structure, args, {**guide, **{n: s for n, s in model.items() if not s["is_observed"]}})
 
@@ -91,6 +93,8 @@ def _not_runnable(structure, x) -> Iterator[str]:
     if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0:
         what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         yield f"x must be a tensor [B, D] with at least one row, and is {what}; flatten images to rows"
+    elif not x[:4].isfinite().all():
+        yield "x holds NaN or infinite values; remove or impute them first"
 
 
 def _latents_and_data(trace) -> dict[str, dict]:
@@ -254,6 +258,17 @@ def _rows(structure, args: tuple, latents: dict) -> Iterator[str]:
                 )
 
 
+def _training_mode(structure, args: tuple) -> Iterator[str]:
+    """On a copy, for batch norm moves its statistics."""
+    if len(args[0]) < 2:
+        return
+    try:
+        training = copy.deepcopy(structure).train()
+        trace_pair(training.model, training.guide, *args)
+    except Exception as error:
+        yield f"model and guide must run in training mode too: {_said(error)}{_hint(error)}"
+
+
 def _particles(structure, args: tuple) -> Iterator[str]:
     note = " with 2 particles"
     try:
@@ -278,6 +293,8 @@ def _hint(error: Exception) -> str:
         return "; the distribution does not admit these values: binarise the data, or pass another likelihood"
     if "same dtype" in str(error):
         return "; data and weights must have one dtype: x.float(), or structure.double()"
+    if "more than 1 value per channel" in str(error):
+        return "; batch norm needs several rows: leave it out (batch_norm=False) where a network sees one"
     if "shapes cannot be multiplied" in str(error):
         return "; was the structure made for rows of another size?"
     return ""

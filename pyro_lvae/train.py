@@ -6,10 +6,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.optim import Optimizer
@@ -96,7 +98,7 @@ def fit(
             on CUDA alone; "bfloat16" is autocast.
         out: run folder for `checkpoint.pt` and `metrics.jsonl`; without it nothing is written.
         resume: go on from the checkpoint in `out`, with the same data, optimiser and `average`; `epochs`, `beta`,
-            `estimator` and (between epochs) `batch_size` may be new.
+            `estimator`, `lr_scheduler`, clipping and (between epochs) `batch_size` may be new.
         overwrite: replace the checkpoint and metrics in `out`, once every input has been checked.
         checkpoint_every: epochs between checkpoints.
         callbacks: watchers; a progress bar if left out, none with `()`.
@@ -120,7 +122,9 @@ def fit(
         checkpoint_every=checkpoint_every,
         critic_steps=critic_steps,
     )
-    _check_arguments(data, counts, max_seconds, supervised)
+    makers = dict(optimizer=optimizer, critic_optimizer=critic_optimizer, lr_scheduler=lr_scheduler)
+    _check_arguments(counts, dict(max_seconds=max_seconds, clip_norm=clip_norm, clip_value=clip_value), makers)
+    _check_data(data, supervised)
     if together.is_first:
         _check_folder(out, resume, overwrite)
     _check_batches(structure, data, batch_size)
@@ -171,12 +175,23 @@ def fit(
     )
 
 
-def _check_arguments(data, counts: dict[str, int], max_seconds: float | None, supervised: bool) -> None:
+def _check_arguments(counts: dict[str, int], limits: dict[str, float | None], makers: dict) -> None:
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"max_seconds is {max_seconds}; give a number of seconds above 0")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    for name, value in limits.items():
+        if value is not None and not (isinstance(value, Real) and value > 0):
+            raise ValueError(f"{name} is {value!r}; give a number above 0, or leave it out")
+    for name, value in makers.items():
+        if not (callable(value) or (name == "lr_scheduler" and value is None)):
+            came = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ValueError(
+                f"{name} is {came}; expected what makes one, such as the class itself or "
+                "partial(torch.optim.Adam, lr=1e-3)"
+            )
+
+
+def _check_data(data, supervised: bool) -> None:
     if not isinstance(data, Dataset):
         raise DataError(f"data is a {type(data).__name__}; expected a Dataset, from load(...) or Dataset(name, x, x)")
     if supervised and (data.y_train is None or data.y_test is None):
@@ -219,7 +234,30 @@ def _first_sites(structure: nn.Module, data: Dataset, supervised: bool) -> Ledge
         labels = torch.cat([data.y_train, data.y_test])
         check(structure, x[:1].expand(2, -1), torch.stack([labels.min(), labels.max()]))
     with evaluating(structure), fixed_noise(x.device):
-        return ledger(structure.model, structure.guide, *args)
+        sites = ledger(structure.model, structure.guide, *args)
+    if "x" in sites and sites["x"].p is not None:
+        _check_support(sites["x"].p, data)
+    return sites
+
+
+def _check_support(likelihood: TorchDistribution, data: Dataset) -> None:
+    """Refuse a row, wherever it is, that the likelihood does not admit."""
+    for name, x in (("x_train", data.x_train), ("x_test", data.x_test)):
+        if name == "x_train" and data.binarize:
+            continue
+        for start in range(0, len(x), 4096):
+            rows = x[start : start + 4096]
+            try:
+                is_admitted = likelihood.support.check(rows).reshape(len(rows), -1).all(-1)
+            except (RuntimeError, NotImplementedError):  # a support of other size for each row: only those were checked
+                return
+            if not is_admitted.all():
+                row = int(is_admitted.logical_not().nonzero()[0])
+                raise DataError(
+                    f"{data.name}: row {start + row} of {name} has values from {rows[row].min():g} to "
+                    f"{rows[row].max():g}, which the likelihood does not admit; draw grey values as binary "
+                    "(binarize=True), or pass another likelihood"
+                )
 
 
 def _schedules(beta: Beta, sites: Ledger) -> dict[str, Schedule]:

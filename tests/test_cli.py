@@ -414,3 +414,54 @@ def test_a_warning_is_a_sentence(capsys):
     assert "pyro-lvae train: training ends after 2 epochs" in error
     assert "UserWarning" not in error
     assert ".py" not in error
+
+
+def test_a_resumed_run_keeps_what_its_configuration_says(tmp_path, capsys):
+    main(["train", *SMALL, "--out", "run", "--tensorboard", "false"])
+    done = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["epochs"]
+    before = (tmp_path / "run/config.yaml").read_text()
+    assert "was begun with seed 0" in _fails(capsys, "train", "--out", "run", "--resume", "--seed", "3")
+    assert "holds the weights of another structure" in _fails(
+        capsys, "train", "--out", "run", "--resume", "--structure.hidden_dims", "[9, 9]", "--epochs", str(done + 1)
+    )
+    fewer = ["train", "--out", "run", "--resume", "--epochs", str(done - 1)]
+    assert f"has {done} epochs, and --epochs {done - 1} asks for fewer" in _fails(capsys, *fewer)
+    assert (tmp_path / "run/config.yaml").read_text() == before
+    main(["train", "--out", "run", "--resume", "--epochs", str(done + 1), "--estimator", "IWAE"])
+    assert "by SampledELBO, then IWAE" in capsys.readouterr().out
+    main(["evaluate", "run", "--num_samples", "3"])
+    assert "by SampledELBO, then IWAE" in capsys.readouterr().out
+
+
+def test_global_sites_are_for_fit_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "globally.py").write_text(GLOBAL)
+    said = _fails(capsys, "train", "--structure", "globally.Global")
+    assert "'w' lie outside the data plate" in said
+    assert said.endswith("train this one by pyro_lvae.fit")
+
+
+def test_labels_that_are_missing_are_named(tmp_path, capsys):
+    np.savez(tmp_path / "own.npz", x_train=np.ones((20, 12), "f4"), x_test=np.ones((5, 12), "f4"))
+    assert "own has no labels for both train and test" in _fails(
+        capsys, "train", "--data", "own.npz", "--structure", "ConditionalVAE"
+    )
+
+
+GLOBAL = """
+import pyro
+import pyro.distributions as dist
+from pyro_lvae import VAE
+
+class Global(VAE):
+    def __init__(self, x_dim: int):
+        super().__init__(x_dim, 3, 8)
+
+    def model(self, x, y=None):
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        return super().model(x)
+
+    def guide(self, x, y=None):
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        super().guide(x)
+"""

@@ -1,12 +1,16 @@
 """Every rule of a structure, broken once."""
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from pyro_lvae import ContractError, check
+from pyro_lvae import VAE, ContractError, check
+from pyro_lvae.conditionals import Normal
+from pyro_lvae.nets import MLP
 from pyro_lvae.traces import generate
 
 
@@ -391,3 +395,30 @@ def test_leaves_no_trace(x6):
     with pytest.raises(ContractError):
         check(UsesParam(), x6)
     assert len(pyro.get_param_store()) == 0
+
+
+class OneRow(VAE):
+    """Its prior is computed once for all rows, by a network with batch norm."""
+
+    def __init__(self):
+        super().__init__(12, 3, 8)
+        self.of_prior = nn.Sequential(MLP(2, 4), Normal(4, 3))
+
+    def model(self, x, y=None):
+        prior = self.of_prior(x.new_zeros(1, 2))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", prior.expand([len(x)]))
+            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+def test_what_runs_in_evaluation_mode_alone_is_refused(x):
+    structure = OneRow()
+    before = copy.deepcopy(structure.state_dict())
+    with pytest.raises(ContractError, match="run in training mode too: .*; batch norm needs several rows"):
+        check(structure, x)
+    assert all(torch.equal(v, before[k]) for k, v in structure.state_dict().items())
+
+
+def test_data_that_are_not_finite_are_named(x):
+    with pytest.raises(ContractError, match="x holds NaN"):
+        check(VAE(12, 3, 8), x * float("nan"))

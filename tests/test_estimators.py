@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pyro
@@ -25,6 +26,7 @@ from pyro_lvae import (
     RWS,
     STL,
     TVO,
+    VAE,
     AnalyticELBO,
     BetaELBO,
     ConstrainedELBO,
@@ -38,6 +40,7 @@ from pyro_lvae import (
     ledger,
 )
 from pyro_lvae.annealing import subsample
+from pyro_lvae.conditionals import Normal
 from pyro_lvae.objectives.resampling import systematic
 
 ALL = ("draw", "score", "model")
@@ -717,3 +720,25 @@ def test_a_structure_of_global_latents_alone(name, x):
     loss.backward()
     assert math.isfinite(loss.item())
     assert structure.m.grad.abs().sum() > 0
+
+
+def test_geco_takes_the_limit_of_a_density(x):
+    """-log p(x|z) of real-valued data may be negative, and the multiplier climbs while it is above the limit."""
+    grey = x * 0.2 + 0.4
+    vae, moved = VAE(3, 2, 8, likelihood=partial(Normal, scale=0.1)).double(), {}
+    for limit in (-1000.0, 0.0, 1000.0):
+        geco = GECO(limit)
+        geco.differentiable_loss(vae.model, vae.guide, grey)
+        moved[limit] = geco.multiplier.item()
+    assert moved[-1000.0] > 1 > moved[1000.0]
+    assert math.isfinite(moved[0.0])
+
+
+def test_a_bound_must_be_a_scalar(x):
+    class Rows(SampledELBO):
+        def bound(self, sites):
+            return sites.local_log_weight()
+
+    vae = VAE(3, 2, 8).double()
+    with pytest.raises(ValueError, match=r"the bound of Rows has shape .*5.*; expected a scalar: sum it over the data"):
+        Rows().differentiable_loss(vae.model, vae.guide, (x > 0).double())

@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import STRUCTURES
+from pyro import poutine
 from torch import nn
 
 from pyro_lvae import (
@@ -29,7 +30,7 @@ from pyro_lvae import (
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate import can_generate, has_likelihood
 from pyro_lvae.evaluate.chunks import _MadeBytes, chunked_ledgers, cost_of
-from pyro_lvae.traces import evaluating, ledger
+from pyro_lvae.traces import evaluating, fixed_noise, ledger
 
 
 def test_every_evaluation_works_on_every_structure(structure, x):
@@ -309,10 +310,31 @@ def test_bad_input_is_refused(call, message, x):
         call(STRUCTURES["VAE"](), x)
 
 
-def test_an_error_within_a_structure_comes_without_the_shapes_of_all_sites(x):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+def test_rows_of_another_size_are_refused_without_the_shapes_of_all_sites(x):
+    with pytest.raises(ValueError, match="VAE cannot take rows of 10: was it made for another size") as caught:
         log_likelihood(STRUCTURES["VAE"](), x[:, :10], 3)
     assert "Trace Shapes" not in str(caught.value)
+
+
+class Masked(VAE):
+    """Every other row counts."""
+
+    def model(self, x, y=None):
+        with poutine.mask(mask=torch.arange(len(x)) % 2 == 0):
+            return super().model(x)
+
+    def guide(self, x, y=None):
+        with poutine.mask(mask=torch.arange(len(x)) % 2 == 0):
+            return super().guide(x)
+
+
+def test_units_of_masked_sites_sum_to_the_kl_of_their_layer(x):
+    masked = Masked(12, 3, 8)
+    with fixed_noise(x.device):
+        whole = kl_per_layer(masked, x, num_samples=3)["z1"]
+    with fixed_noise(x.device):
+        units = kl_per_unit(masked, x, num_samples=3)["z1"]
+    assert units.sum().item() == pytest.approx(whole, rel=1e-5)
 
 
 def test_global_sites_are_refused_by_name(x):

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_lvae import (
     IWAE,
+    VAE,
     Callback,
     CheckpointError,
     ConstrainedELBO,
@@ -34,6 +35,7 @@ from pyro_lvae import (
     load_checkpoint,
     load_weights,
 )
+from pyro_lvae.conditionals import Normal
 from pyro_lvae.results import read_metrics
 from pyro_lvae.traces import evaluating, fixed_noise, ledger
 
@@ -500,3 +502,34 @@ def test_training_stops_after_so_many_seconds(tiny, tmp_path):
 def test_estimators_of_pyros_that_would_fail_in_the_middle_are_refused_before(name, tiny):
     with pytest.raises(ValueError, match=f"{name} (does not work here|needs num_particles)"):
         fit(ladder(), tiny, getattr(pyro.infer, name)(), epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(clip_norm=0), "clip_norm is 0; give a number above 0"),
+        (dict(clip_norm=-1.0), "clip_norm is -1.0; give"),
+        (dict(clip_value=-1), "clip_value is -1; give"),
+        (dict(batch_size=12.5), "batch_size is 12.5; it must be a whole number"),
+        (dict(beta="1"), "beta is '1'; expected a number or a schedule"),
+        (dict(beta=lambda step, epoch: 1.0), "beta is a function; expected a number or a schedule"),
+        (dict(optimizer="adam"), "optimizer is 'adam'; expected what makes one"),
+        (dict(optimizer=torch.optim.Adam([torch.zeros(1)])), "optimizer is a Adam; expected what makes one"),
+        (dict(lr_scheduler="cosine"), "lr_scheduler is 'cosine'; expected"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        fit(VAE(12, 3, 8), tiny, epochs=1, **QUIET | options)
+
+
+def test_every_row_is_held_against_the_likelihood(tiny):
+    """Also those that training comes to late, or never."""
+    late = torch.cat([tiny.x_train, torch.full((1, 12), 0.5)])
+    with pytest.raises(DataError, match="row 45 of x_train has values from 0.5 to 0.5, which the likelihood"):
+        fit(VAE(12, 3, 8), Dataset("own", late, tiny.x_test), epochs=1, **QUIET)
+    test = tiny.x_test.clone()
+    test[7] = torch.arange(12) % 4
+    with pytest.raises(DataError, match="row 7 of x_test has values from 0 to 3, which"):
+        fit(VAE(12, 3, 8), Dataset("own", tiny.x_train, test), epochs=1, **QUIET)
+    fit(VAE(12, 3, 8, likelihood=Normal), Dataset("own", late, tiny.x_test), epochs=1, **QUIET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -99,11 +100,27 @@ def _command_parser(function: Callable) -> ArgumentParser:
 
 def _parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     """`train --out RUN --resume` takes RUN/config.yaml as the default of every option."""
-    options = parser.parse_args(argv)
-    if options.subcommand != "train" or not options.train.resume or options.train.out is None:
-        return options
-    config = Path(options.train.out, CONFIG)
-    return parser.parse_args(["train", "--config", str(config), *argv[1:]]) if config.exists() else options
+    folder = _resumed(argv)
+    if folder is None or not (config := Path(folder, CONFIG)).exists():
+        return parser.parse_args(argv)
+    options = parser.parse_args(["train", "--config", str(config), *argv[1:]])
+    kept = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if options.train.seed != kept.get("seed", options.train.seed):
+        parser.error(
+            f"{folder} was begun with seed {kept['seed']}, and a resumed run goes on with its noise; leave --seed out"
+        )
+    return options
+
+
+def _resumed(argv: list[str]) -> str | None:
+    """The folder of the run that is to be resumed, before any option is looked at: they are those of its structure."""
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    words.add_argument("--out")
+    words.add_argument("--resume", nargs="?", const="true", default="false")
+    asked, _ = words.parse_known_args(argv[1:])
+    given = {key: options[key] for options in _files(argv) for key in ("out", "resume") if key in options}
+    is_asked = asked.resume.lower() in ("true", "yes") or given.get("resume") is True
+    return (asked.out or given.get("out")) if argv[:1] == ["train"] and is_asked else None
 
 
 def _arguments(parser: ArgumentParser, options: Namespace) -> dict:

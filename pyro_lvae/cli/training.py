@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, lazy_instance
 from pyro.infer import ELBO
 from rich.console import Console
@@ -16,11 +17,12 @@ from torch import nn
 from ..bayes import BayesianWeights
 from ..callbacks import ProgressBar, TensorBoard
 from ..contract import check, takes_labels
-from ..data import Dataset, few_labels, load
+from ..data import DataError, Dataset, few_labels, load
 from ..distributed import processes
 from ..evaluate import refuse_global_sites
-from ..results import Summary
-from ..runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
+from ..loop import METRICS
+from ..results import Summary, read_metrics, read_summary
+from ..runs import BOARD, CONFIG, SUMMARY, Run, RunFiles, auto_device, claim_folder
 from ..schedules import Schedule
 from ..structures import STRUCTURES, LadderVAE
 from ..traces import evaluating, forked_noise, ledger
@@ -106,12 +108,18 @@ def train(
         raise ValueError(
             f"{type(module).__name__} takes no labels, and --labels {labels} asks to keep some; leave it out"
         )
+    if supervised and (dataset.y_train is None or dataset.y_test is None):
+        raise DataError(f"{dataset.name} has no labels for both train and test, and {type(module).__name__} takes them")
     name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None
     if together.is_first:
         folder = claim_folder(out, f"runs/{dataset.name}-{name}", resume=resume, overwrite=overwrite)
     folder = Path(together.agree(str(folder)))
+    trained_by = _estimator_name(estimator)
+    if resume:
+        _refuse_fewer_epochs(folder, epochs)
+        trained_by = _trained_by(folder, trained_by)
     console = Console(quiet=not together.is_first)
     console.print(f"{name} on {dataset.name} ({len(dataset.x_train):,} rows of {dataset.x_dim}) in {folder}")
     board = [TensorBoard(folder / BOARD)] if tensorboard else []
@@ -132,7 +140,7 @@ def train(
     finally:
         if together.is_first and not any(folder.iterdir()):  # refused before it began
             folder.rmdir()
-    run = Run(folder, module, dataset, _estimator_name(estimator), history, supervised, together)
+    run = Run(folder, module, dataset, trained_by, history, supervised, together)
     summary = run.evaluate(num_samples, num_images)
     if together.is_first:
         print_summary(summary, run.report())
@@ -161,7 +169,33 @@ def _check_evaluable(module: nn.Module, data: Dataset, supervised: bool) -> None
     if isinstance(module, BayesianWeights):
         return
     with evaluating(module), forked_noise(x.device):
-        refuse_global_sites(ledger(module.model, module.guide, *args))
+        sites = ledger(module.model, module.guide, *args)
+    try:
+        refuse_global_sites(sites)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The command line evaluates every run so; train this one by pyro_lvae.fit"
+        ) from error
+
+
+def _refuse_fewer_epochs(folder: Path, epochs: int) -> None:
+    """A resumed run that has more epochs already would change nothing but its configuration."""
+    path = folder / METRICS
+    done = max((m.epoch for m in read_metrics(path)), default=0) if path.exists() else 0
+    if epochs < done:
+        raise ValueError(f"{folder} has {done} epochs, and --epochs {epochs} asks for fewer, all in all; ask for more")
+
+
+def _trained_by(folder: Path, now: str) -> str:
+    """The name of the run's estimators, the present one last."""
+    summary = folder / SUMMARY
+    if summary.exists():
+        before = read_summary(summary).estimator
+    else:
+        config = folder / CONFIG
+        kept = yaml.safe_load(config.read_text(encoding="utf-8"))["estimator"] if config.exists() else None
+        before = "SampledELBO" if kept is None else kept["class_path"].rpartition(".")[2]
+    return before if before.split(", then ")[-1] == now else f"{before}, then {now}"
 
 
 def _estimator_name(estimator: ELBO | None) -> str:
@@ -178,7 +212,8 @@ def open_run(folder: str, device: str | None) -> Run:
     data = _load(options.data, options.root, options.binarize, options.labels).to(auto_device(device))
     structure = _build(options.structure, options.bayesian, data)
     supervised = takes_labels(structure, options.supervised)
-    return Run(Path(folder), structure, data, _estimator_name(options.estimator), [], supervised).load()
+    trained_by = _trained_by(Path(folder), _estimator_name(options.estimator))
+    return Run(Path(folder), structure, data, trained_by, [], supervised).load()
 
 
 FLAGS = {

@@ -67,7 +67,14 @@ def cost_of(structure: nn.Module, x: Tensor, y: Tensor | None) -> Cost:
             ledger(structure.model, structure.guide, *args_of(*two, slice(0, rows)), num_particles=draws)
         return counter.bytes
 
-    base = made(1, 1)
+    try:
+        base = made(1, 1)
+    except RuntimeError as error:
+        if "shapes cannot be multiplied" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(structure).__name__} cannot take rows of {x.shape[1]}: was it made for another size? ({error})"
+        ) from error
     draw = max(1, (made(1, 9) - base) // 8)
     row = max(1, made(2, 1) - base - draw)
     return Cost(max(0, base - row - draw), row, draw)

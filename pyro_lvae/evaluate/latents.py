@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from pyro.distributions import Categorical
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 from torch.distributions import Independent
 
@@ -64,6 +65,10 @@ def _shares_of_units(site: Site, sites: Ledger) -> Tensor | None:
     share = site.q.base_dist.log_prob(site.value) - site.p.base_dist.log_prob(site.value)
     if share.shape != site.value.shape and not sites.guide_enumerates:  # the model enumerates what p depends on
         return None
+    mask = site.mask
+    if isinstance(mask, Tensor):
+        mask = mask.reshape(*mask.shape, *[1] * len(site.q.event_shape))
+    share = scale_and_mask(share, 1.0, mask)
     return _over_guide(share.flatten(share.ndim - len(site.q.event_shape)), sites)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditionals import is_point
+from ..objectives.support import names
 from ..traces import Ledger, evaluating, forked_noise, ledger
 from .chunks import MEMORY, check_rows, chunked
 
@@ -92,7 +93,7 @@ def refuse_global_sites(sites: Ledger) -> None:
     """Raise `ValueError` where log p(x) of one datum is no number of its own."""
     if sites.global_sites:
         raise ValueError(
-            f"site(s) {', '.join(map(repr, sites.global_sites))} lie outside the data plate: p(x) of one datum then "
+            f"site(s) {names(sites.global_sites)} lie outside the data plate: p(x) of one datum then "
             "depends on a draw that all data share. Condition them first (poutine.condition); of BayesianWeights, give "
             "bayesian.draw() or bayesian.mean(), or take predictive_log_likelihood"
         )

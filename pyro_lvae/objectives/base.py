@@ -70,7 +70,13 @@ class LedgerELBO(ELBO):
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
         """-bound with the estimator's gradient, a scalar in nats."""
-        return -self.objective(self._sites(model, guide, args, kwargs))
+        objective = self.objective(self._sites(model, guide, args, kwargs))
+        if objective.ndim:
+            raise ValueError(
+                f"the bound of {type(self).__name__} has shape {tuple(objective.shape)}; expected a scalar: sum it "
+                "over the data"
+            )
+        return -objective
 
     @torch.no_grad()
     def loss(self, model, guide, *args, **kwargs) -> float:

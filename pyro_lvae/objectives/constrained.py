@@ -20,7 +20,7 @@ class Lagrangian(LedgerELBO):
 
     It moves whenever `differentiable_loss` is asked for with gradients:
 
-        log lambda += rate * clip(violation / allowance, -1, 1)
+        log lambda += rate * clip(violation / |allowance|, -1, 1)
 
     so that it stays positive, and the step does not depend on the scale of the data. The multiplier
     is the weight between reconstruction and KL: annealing by beta acts on global sites alone.
@@ -34,8 +34,8 @@ class Lagrangian(LedgerELBO):
 
     def __init__(self, allowance: float, rate: float, initial: float, num_particles: int):
         super().__init__(num_particles=num_particles)
-        if not (allowance > 0 and rate > 0 and initial > 0):
-            raise ValueError(f"constraint {allowance}, rate {rate}, initial {initial}; each must be positive")
+        if not (rate > 0 and initial > 0):
+            raise ValueError(f"rate is {rate} and initial {initial}; each must be positive")
         self.allowance, self.rate, self.initial = allowance, rate, initial
         self._state = {"multiplier": torch.tensor(float(initial), dtype=torch.double)}
 
@@ -60,7 +60,7 @@ class Lagrangian(LedgerELBO):
         self._state = {name: state.get(name, value) for name, value in self._state.items()}
 
     def _step(self, violation: Tensor) -> dict[str, Tensor]:
-        step = self.rate * (violation / self.allowance).clamp(-1, 1)
+        step = self.rate * (violation / (abs(self.allowance) or 1.0)).clamp(-1, 1)
         return {"multiplier": (self.multiplier.to(step.device) * step.exp()).clamp(*LIMITS)}
 
 
@@ -83,6 +83,8 @@ class ConstrainedELBO(Lagrangian):
 
     def __init__(self, epsilon: float, rate: float = 0.01, initial: float = 1.0, num_particles: int = 1):
         super().__init__(epsilon, rate, initial, num_particles)
+        if not epsilon > 0:
+            raise ValueError(f"epsilon is {epsilon}; a budget for the KL must be positive")
         self.epsilon = epsilon
 
     def bound(self, sites: Ledger) -> Tensor:
@@ -103,7 +105,8 @@ class GECO(Lagrangian):
     The multiplier follows a moving average of the constraint, as in the paper's algorithm 1.
 
     Args:
-        distortion: the allowed mean of -log p(x|z), nats a datum.
+        distortion: the allowed mean of -log p(x|z), nats a datum; of densities, as for real-valued data, it may be
+            negative.
         rate: of the multiplier's ascent.
         initial: lambda to begin with.
         decay: of the moving average.
