@@ -242,15 +242,17 @@ def _first_sites(structure: nn.Module, data: Dataset, supervised: bool) -> Ledge
 
 def _check_support(likelihood: TorchDistribution, data: Dataset) -> None:
     """Refuse a row, wherever it is, that the likelihood does not admit."""
+    first = data.x_train[:1]
+    try:
+        likelihood.support.check(first.expand(likelihood.batch_shape.numel() + 1, -1))
+    except (RuntimeError, NotImplementedError):  # the support of a row is its own: only those that were run are known
+        return
     for name, x in (("x_train", data.x_train), ("x_test", data.x_test)):
         if name == "x_train" and data.binarize:
             continue
         for start in range(0, len(x), 4096):
             rows = x[start : start + 4096]
-            try:
-                is_admitted = likelihood.support.check(rows).reshape(len(rows), -1).all(-1)
-            except (RuntimeError, NotImplementedError):  # a support of other size for each row: only those were checked
-                return
+            is_admitted = likelihood.support.check(rows).reshape(len(rows), -1).all(-1)
             if not is_admitted.all():
                 row = int(is_admitted.logical_not().nonzero()[0])
                 raise DataError(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import STRUCTURES
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_lvae import (
@@ -533,3 +534,25 @@ def test_every_row_is_held_against_the_likelihood(tiny):
     with pytest.raises(DataError, match="row 7 of x_test has values from 0 to 3, which"):
         fit(VAE(12, 3, 8), Dataset("own", tiny.x_train, test), epochs=1, **QUIET)
     fit(VAE(12, 3, 8, likelihood=Normal), Dataset("own", late, tiny.x_test), epochs=1, **QUIET)
+
+
+class Bounded(nn.Module):
+    """x is uniform within one of z on either side: what it may be is another matter for every row."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", dist.Normal(x.new_zeros(1), 100.0).to_event(1))
+            pyro.sample("x", dist.Uniform(z - 9, z + 9).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", dist.Normal(x, self.scale).to_event(1))
+
+
+def test_a_support_of_each_row_is_left_to_the_likelihood():
+    x = torch.arange(9.0)[:, None] * 30
+    assert len(fit(Bounded(), Dataset("far", x, x[:5]), epochs=1, **QUIET)) == 1
