@@ -8,6 +8,7 @@ no autograd and no module is entered again.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 
@@ -235,7 +236,8 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
             "for TraceMeanField_ELBO AnalyticELBO)"
         ) from error
     try:
-        with torch.no_grad(), _cached():
+        with torch.no_grad(), _cached(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of parts of its own
             return inductor(graph, inputs, options={"fallback_random": True})
     except Exception as error:
         raise CompileError(
