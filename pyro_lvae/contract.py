@@ -260,12 +260,12 @@ def _rows(structure, args: tuple, latents: dict) -> Iterator[str]:
 
 def _training_mode(structure, args: tuple) -> Iterator[str]:
     """On a copy, for batch norm moves its statistics."""
+    if len(args[0]) < 2:
+        return  # batch norm cannot train on one row, and need not
     try:
         training = copy.deepcopy(structure).train()
     except Exception:  # what cannot be copied is not judged
         return
-    if len(args[0]) < 2:
-        return  # batch norm cannot train on one row, and need not
     try:
         trace_pair(training.model, training.guide, *args)
     except Exception as error:

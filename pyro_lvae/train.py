@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .annealing import as_schedule
 from .callbacks import Callback, JSONLines, ProgressBar
 from .contract import check, takes_labels
-from .data import DataError, Dataset
+from .data import DataError, Dataset, check_labels
 from .distributed import processes
 from .loop import CHECKPOINT, METRICS, Loop
 from .objectives import check_supported, default_estimator
@@ -194,8 +194,8 @@ def _check_arguments(counts: dict[str, int], limits: dict[str, float | None], ma
 def _check_data(data, supervised: bool) -> None:
     if not isinstance(data, Dataset):
         raise DataError(f"data is a {type(data).__name__}; expected a Dataset, from load(...) or Dataset(name, x, x)")
-    if supervised and (data.y_train is None or data.y_test is None):
-        raise DataError(f"{data.name} has no labels for both train and test, and they are asked for")
+    if supervised:
+        check_labels(data)
 
 
 def _check_batches(structure: nn.Module, data: Dataset, batch_size: int) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from ..bayes import BayesianWeights
 from ..callbacks import ProgressBar, TensorBoard
 from ..contract import check, takes_labels
-from ..data import DataError, Dataset, few_labels, load
+from ..data import Dataset, check_labels, few_labels, load
 from ..distributed import processes
 from ..evaluate import refuse_global_sites
 from ..loop import METRICS
@@ -108,8 +108,8 @@ def train(
         raise ValueError(
             f"{type(module).__name__} takes no labels, and --labels {labels} asks to keep some; leave it out"
         )
-    if supervised and (dataset.y_train is None or dataset.y_test is None):
-        raise DataError(f"{dataset.name} has no labels for both train and test, and {type(module).__name__} takes them")
+    if supervised:
+        check_labels(dataset)
     name = type(module.structure if isinstance(module, BayesianWeights) else module).__name__
     _check_evaluable(module, dataset, supervised)
     folder = None
@@ -194,7 +194,7 @@ def _trained_by(folder: Path, now: str) -> str:
     else:
         config = folder / CONFIG
         kept = yaml.safe_load(config.read_text(encoding="utf-8"))["estimator"] if config.exists() else None
-        before = "SampledELBO" if kept is None else kept["class_path"].rpartition(".")[2]
+        before = _estimator_name(None) if kept is None else kept["class_path"].rpartition(".")[2]
     return before if before.split(", then ")[-1] == now else f"{before}, then {now}"
 
 

@@ -10,6 +10,12 @@ import torch
 from .dataset import DataError, Dataset
 
 
+def check_labels(data: Dataset) -> None:
+    """Raise `DataError` where train or test data have no labels."""
+    if data.y_train is None or data.y_test is None:
+        raise DataError(f"{data.name} has no labels for both train and test, and they are asked for")
+
+
 def few_labels(data: Dataset, count: int, *, seed: int = 0, share: float = 0.0) -> Dataset:
     """The same data with `count` training labels, as many of each class; the others are -1.
 
