@@ -7,7 +7,7 @@ Sonderby et al. (2016, table 1): -82.12 nats, -81.84 after more epochs at a fall
 importance samples in them. Here the learning rate falls along a cosine in the first part, and each fine-tuning starts
 from its end: by IWAE (one sample is the ELBO), by DReG, whose gradients for the guide are less noisy, and with a moving
 average of the weights. All stay permutation-invariant. Each part has a run folder under --out; stopped or done, the
-same command goes on from there.
+same command goes on from there. --start names the folder of a run that is to be trained on in place of the first part.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def fine_tuned(estimator, data: Dataset, start: Path, folder: Path, args) -> dic
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
-    data, start = load(args.data, args.root), args.out / "first"
+    data, start = load(args.data, args.root), Path(args.start or args.out / "first")
     estimators = {
         f"{name}, IW = {k}": ESTIMATORS[name](k)
         for name in args.estimators
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         if (name, k) != ("DReG", 1)  # the ELBO, which IWAE is with one sample
     }
     ladder = f"LVAE, {len(args.z_dims)} layers"
-    makers: dict[str, Callable[[], dict]] = {ladder: partial(first, data, start, args)}
+    makers: dict[str, Callable[[], dict]] = {} if args.start else {ladder: partial(first, data, start, args)}
     for name, estimator in estimators.items():
         folder = args.out / name.replace(", IW = ", "-")
         makers[f"{ladder}, fine-tuned by {name}"] = partial(fine_tuned, estimator, data, start, folder, args)
@@ -128,6 +128,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=None, help="decay of the average of weights; none if left out")
+    parser.add_argument("--start", default=None, help="run folder to train on, in place of the first part")
     parser.add_argument("--fine_epochs", type=int, default=200)
     parser.add_argument("--fine_lr", type=float, default=2e-4)
     parser.add_argument("--fine_gamma", type=float, default=0.99, help="factor of the learning rate, an epoch")
