@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pyro
 import pyro.distributions as dist
@@ -30,6 +31,7 @@ from pyro_lvae import (
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate import can_generate, has_likelihood
 from pyro_lvae.evaluate.chunks import _MadeBytes, chunked_ledgers, cost_of
+from pyro_lvae.evaluate.watched import watched
 from pyro_lvae.traces import evaluating, fixed_noise, ledger
 
 
@@ -62,6 +64,23 @@ def test_more_samples_tighten_the_bound(x):
     structure = STRUCTURES["LadderVAE"]()
     coarse, fine = (log_likelihood(structure, x, k).mean() for k in (1, 2000))
     assert coarse < fine
+
+
+def test_long_evaluations_show_a_bar_on_a_terminal(monkeypatch, capsys):
+    def seen(**environment) -> str:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert [(i, j) for i in watched([1, 2], "outer") for j in watched([1, 2], "inner")] == [
+            *product([1, 2], [1, 2])
+        ]
+        return capsys.readouterr().err
+
+    assert seen(TERM="xterm", FORCE_COLOR="1") == ""  # quick ones show nothing
+    monkeypatch.setattr("pyro_lvae.evaluate.watched.PATIENCE", 0.0)
+    shown = seen()
+    assert "outer" in shown or "inner" in shown  # whichever was first; never both at once
+    monkeypatch.delenv("FORCE_COLOR")
+    assert seen() == ""  # standard error is a file here
 
 
 @pytest.mark.parametrize("name", ["VAE-normal", "HierarchicalVAE", "LadderVAE"])

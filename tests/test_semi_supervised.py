@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pyro.distributions as dist
 import pytest
@@ -17,6 +18,7 @@ from pyro_lvae import (
     AnalyticELBO,
     DataError,
     Dataset,
+    FlowVAE,
     SampledELBO,
     SemiSupervisedVAE,
     check,
@@ -29,13 +31,14 @@ from pyro_lvae import (
     log_likelihood,
     sample_prior,
 )
+from pyro_lvae.structures.flows import PlanarFlow
 
 MAKERS = [SemiSupervisedVAE, ADGM, SDGM]
-SIZES = dict(x_dim=12, num_classes=3, z_dim=1, hidden_dim=8, batch_norm=False, alpha=2.0)
+SIZES = dict(num_classes=3, z_dim=1, hidden_dim=8, batch_norm=False, alpha=2.0)
 
 
 def _make(cls, **options):
-    return cls(**SIZES | options).double()
+    return cls(12, **SIZES | options).double()
 
 
 @pytest.fixture
@@ -83,6 +86,7 @@ def test_rows_with_and_without_a_label_by_hand(x64):
     assert -loss == pytest.approx(expected.item(), rel=1e-9)
 
 
+@torch.no_grad()
 def _log_p(structure, x):
     """log p(x), summed over classes and by the trapezoidal rule over z_1 (and a)."""
     grid = torch.linspace(-7, 7, 281, dtype=torch.double)
@@ -105,16 +109,30 @@ def _log_p(structure, x):
     return torch.stack(total).logsumexp(0)
 
 
+@torch.no_grad()
+def _widen(structure):
+    for gaussian in (structure.encoder, getattr(structure, "auxiliary", None)):
+        for p in () if gaussian is None else gaussian.parameters():
+            p.mul_(0.3)  # near N(0, softplus(2)), which is wider than the posterior
+        if gaussian is not None:
+            gaussian[1].head[0].bias[1] += 2.0
+
+
+@pytest.mark.parametrize("layers", ["all", "top"])
+def test_flows_transform_latents_and_pass_over_classes(layers, x64):
+    structure = FlowVAE(12, partial(SemiSupervisedVAE, **SIZES), PlanarFlow, 2, layers=layers).double()
+    assert list(structure.flows) == ["z1"]
+    check(structure, x64)
+    _widen(structure.base)
+    exact = _log_p(structure.base, x64)
+    torch.testing.assert_close(log_likelihood(structure, x64, 20_000), exact, rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize("cls", MAKERS)
 def test_importance_sampling_finds_the_likelihood_that_quadrature_finds(cls, x64):
     structure = _make(cls)
-    with torch.no_grad():
-        for gaussian in (structure.encoder, getattr(structure, "auxiliary", None)):
-            for p in () if gaussian is None else gaussian.parameters():
-                p.mul_(0.3)  # near N(0, softplus(2)), which is wider than the posterior
-            if gaussian is not None:
-                gaussian[1].head[0].bias[1] += 2.0
-        exact = _log_p(structure, x64)
+    _widen(structure)
+    exact = _log_p(structure, x64)
     found = log_likelihood(structure, x64, 20_000)
     torch.testing.assert_close(found, exact, rtol=0, atol=0.03)
     bounds = [elbo(structure, x64, 2000), _iwae(structure, x64), exact]

@@ -186,6 +186,13 @@ def _not_in_plates(fn: TorchDistribution, batch_shape) -> TorchDistribution:
     return fn
 
 
+@register_kl(torch.distributions.LogNormal, torch.distributions.Gamma)
+def _kl_log_normal_gamma(q: torch.distributions.LogNormal, p: torch.distributions.Gamma) -> Tensor:
+    """-H(q) - E_q[log p], with E_q[log s] = mu and E_q[s] = exp(mu + sigma^2 / 2)."""
+    a, b, mean = p.concentration, p.rate, (q.loc + 0.5 * q.scale.square()).exp()
+    return a.lgamma() - a * b.log() - (a - 1) * q.loc + b * mean - q.entropy()
+
+
 @register_kl(Draws, Draws)
 def _kl_draws(q: Draws, p: Draws) -> Tensor:
     return q.num_draws * kl_divergence(q.base, p.base)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..traces import CLOSED_FORM
 from .distributions import ScaleMixtureNormal
 
 
@@ -106,7 +107,7 @@ class ScaleMixture(Prior):
 class HierarchicalPrecision(Prior):
     r"""p(w) = N(0, 1 / alpha), alpha ~ Gamma(a, b) for each tensor; q(alpha) is log-normal.
 
-    (MacKay 1992; Hinton & van Camp 1993.) Marginally, w is Student-t.
+    (MacKay 1992; Hinton & van Camp 1993.) Marginally, w is Student-t. The KL of alpha is taken in closed form.
 
     Args:
         a: shape.
@@ -126,7 +127,7 @@ class HierarchicalPrecision(Prior):
         return dist.Normal(self.zeros, alpha.rsqrt().expand_as(self.zeros)).to_event(self.event_dim)
 
     def guide(self, site: str) -> None:
-        pyro.sample(f"{site}.precision", self.precision())
+        pyro.sample(f"{site}.precision", self.precision(), infer={CLOSED_FORM: True})
 
 
 class Horseshoe(Prior):

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import get_args
 
 import pyro
 import torch
-from pyro import poutine
+from pyro.nn import PyroModule, PyroSample, pyro_method
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..annealing import subsample
@@ -25,15 +27,16 @@ PREFIX = "weights."  # of the sites' names
 Where = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 
 
-class BayesianWeights(nn.Module):
+class BayesianWeights(PyroModule):
     r"""Any structure, with distributions in place of points for some or all of its weights w.
 
         L = N/B sum_b E_q(w) [ELBO(x_b; w)] - KL(q(w) || p(w))
 
-    (Kingma & Welling 2014, appendix F; Blundell et al. 2015.) Itself a structure: each chosen parameter is a global
-    site `"weights.NAME"`, drawn before the data plate, and the structure's own `model` and `guide` run with what was
-    drawn. `fit` counts the KL of the weights once for all N rows, and in closed form where there is one; by
-    `beta={"z*": 1.0, "weights.*": linear(0, 1, epochs=20)}` it is annealed apart from that of the latents.
+    (Kingma & Welling 2014, appendix F; Blundell et al. 2015.) Itself a structure: a `PyroModule` whose `weights` are
+    `PyroSample`s, one for each chosen parameter. Each is a global site `"weights.NAME"`, drawn before the data plate,
+    and the structure's own `model` and `guide` run with what was drawn. `fit` counts the KL of the weights once for all
+    N rows, and in closed form where there is one; by `beta={"z*": 1.0, "weights.*": linear(0, 1, epochs=20)}` it is
+    annealed apart from that of the latents.
 
     The structure given is copied, and its weights are where the posterior begins: pass an untrained one to start from
     scratch, a trained one to start from its point estimate.
@@ -52,6 +55,7 @@ class BayesianWeights(nn.Module):
         num_weights: S draws while training, each for a copy of the batch, in batched products.
 
     Attributes:
+        weights: the `PyroModule` of the weights, p(w).
         priors, posteriors: their modules; `prior(name)` and `posterior(name)` give that of a parameter.
 
     Raises:
@@ -81,7 +85,7 @@ class BayesianWeights(nn.Module):
         if not isinstance(structure, nn.Module):
             raise ValueError(f"structure is a {type(structure).__name__}; expected an nn.Module with model and guide")
         _check_makers(prior=prior, posterior=posterior)
-        self.structure = copy.deepcopy(structure)
+        self._modules["structure"] = copy.deepcopy(structure)
         self.noise, self.num_weights = noise, num_weights
         chosen = chosen_parameters(self.structure, where)
         fan_in = _fan_in(self.structure)
@@ -89,10 +93,21 @@ class BayesianWeights(nn.Module):
         values = {name: p.detach() for name, p in chosen.items()}
         self.priors = nn.ModuleDict({_key(n): prior(v, fan_in[n]) for n, v in values.items()})
         self.posteriors = nn.ModuleDict({_key(n): posterior(v, fan_in[n]) for n, v in values.items()})
+        self.weights = PyroModule()
+        for name in chosen:
+            setattr(self.weights, name, PyroSample(partial(_prior_of, self.prior(name), PREFIX + name)))
         for module, attribute in (place for places in self._places.values() for place in places):
             module._parameters[attribute] = None
         self._drawn: list[Drawn] = []
         self._check_noise()
+
+    def _pyro_set_supermodule(self, name: str, context) -> None:
+        """Within a `PyroModule`, too, the sites are `"weights.NAME"`: guide and prior must agree on them."""
+
+    @property
+    def structure(self) -> nn.Module:
+        """The wrapped structure; by this way around Pyro, one that is a `PyroModule` keeps the names of its sites."""
+        return self._modules["structure"]
 
     @property
     def names(self) -> list[str]:
@@ -127,18 +142,21 @@ class BayesianWeights(nn.Module):
         """q(w) q(z | x, w) for `x` of `[B, D]`."""
         return self._run(self.structure.guide, self.weights_of_guide(), x, y)
 
+    @pyro_method
     def weights_of_model(self) -> dict[str, Tensor]:
         """p(w): samples every weight, with what its prior depends on."""
-        return {name: self._sample(name, self.prior(name)(PREFIX + name)) for name in self.names}
+        with _WeightSites(self.names, self.num_draws):
+            return {name: getattr(self.weights, name) for name in self.names}
 
     def weights_of_guide(self) -> dict[str, Tensor]:
         """q(w): the same sites."""
         self._drawn = []
-        for name in self.names:
-            self.prior(name).guide(PREFIX + name)
-            q = self.posterior(name)()
-            moments = (q.loc, q.scale) if isinstance(q, DiagonalNormal) else (None, None)
-            self._drawn.append(Drawn(name, self._sample(name, q), *moments))
+        with _WeightSites(self.names, self.num_draws):
+            for name in self.names:
+                self.prior(name).guide(PREFIX + name)
+                q = self.posterior(name)()
+                moments = (q.loc, q.scale) if isinstance(q, DiagonalNormal) else (None, None)
+                self._drawn.append(Drawn(name, pyro.sample(PREFIX + name, q), *moments))
         return {d.name: d.value for d in self._drawn}
 
     def put(self, weights: dict[str, Tensor]) -> nn.Module:
@@ -159,16 +177,13 @@ class BayesianWeights(nn.Module):
         """The wrapped structure with the posterior means of its weights."""
         return self.put({name: self.posterior(name).mean for name in self.names})
 
-    def _sample(self, name: str, fn) -> Tensor:
-        count = self.num_weights if self.training else 1
-        if count == 1:
-            return pyro.sample(PREFIX + name, fn, infer={CLOSED_FORM: True})
-        with poutine.scale(scale=1 / count):
-            return pyro.sample(PREFIX + name, Draws(fn, count), infer={CLOSED_FORM: True})
+    @property
+    def num_draws(self) -> int:
+        """Draws of the weights as it stands: S while training, and 1 otherwise."""
+        return self.num_weights if self.training else 1
 
     def _run(self, fn: Callable, weights: dict[str, Tensor], x: Tensor, y: Tensor | None):
-        count = self.num_weights if self.training else 1
-        batch = len(x)
+        count, batch = self.num_draws, len(x)
         x, y = (t if t is None or count == 1 else t.repeat(count, *[1] * (t.ndim - 1)) for t in (x, y))
         with ExitStack() as stack:
             stack.enter_context(self._using(weights))
@@ -212,6 +227,26 @@ class BayesianWeights(nn.Module):
         return {**self.__dict__, "_drawn": []}
 
 
+class _WeightSites(Messenger):
+    """At the sites of weights: the KL is taken in closed form, and S draws count 1/S each."""
+
+    def __init__(self, names: Sequence[str], count: int):
+        super().__init__()
+        self.sites, self.count = {PREFIX + name for name in names}, count
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] not in self.sites:
+            return
+        msg["infer"][CLOSED_FORM] = True
+        if self.count > 1:
+            msg["fn"], msg["scale"] = Draws(msg["fn"], self.count), msg["scale"] / self.count
+
+
+def _prior_of(prior: Prior, site: str, weights: PyroModule):
+    """What `PyroSample` asks for; no closure, since copies of the whole must have the copied prior."""
+    return prior(site)
+
+
 def _check_makers(**makers) -> None:
     for name, maker in makers.items():
         if isinstance(maker, nn.Module) or not callable(maker):
@@ -232,16 +267,24 @@ def chosen_parameters(structure: nn.Module, where: Where) -> dict[str, nn.Parame
         patterns = (where,) if isinstance(where, str) else tuple(where)
         for pattern in patterns:
             if not any(_fits(n, pattern) for n in named):
-                raise ValueError(f"where names {pattern!r}, which fits none of the parameters {', '.join(named)}")
+                raise ValueError(f"where names {pattern!r}, which fits no parameter; {_what_there_is(named)}")
         chosen = {n: p for n, p in named.items() if any(_fits(n, pattern) for pattern in patterns)}
     if not chosen:
-        raise ValueError(f"where chooses none of the parameters {', '.join(named) or '(there are none)'}")
+        raise ValueError(f"where chooses no parameter; {_what_there_is(named)}")
     if scalars := [n for n, p in chosen.items() if p.ndim == 0]:
         raise ValueError(f"{scalars[0]!r} is a scalar, and a weight has at least one dim; leave it out of where")
     recurrent = [n for n, m in structure.named_modules() if isinstance(m, nn.RNNBase)]
     if odd := [n for n in chosen if n.rpartition(".")[0] in recurrent]:
         raise ValueError(f"{odd[0]!r} is of a recurrent layer, which keeps its weights flat; leave it out of where")
     return chosen
+
+
+def _what_there_is(named: dict[str, nn.Parameter]) -> str:
+    """Of a large network, the modules say more than all of its parameters."""
+    if not named:
+        return "the structure has none that are trained"
+    parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in named))
+    return f"the structure's parts are {parts}, and its first parameter is {next(iter(named))}"
 
 
 def generative(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> list[str]:

@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from ..traces import Ledger, evaluating, forked_noise, generate, ledger, log_densities
 from .chunks import MEMORY, args_of, check_rows, cost_of
 from .likelihood import refuse_global_sites, refuse_points
+from .watched import watched
 
 TARGET = 0.65  # acceptance of Hamiltonian Monte Carlo at its most efficient (Neal 2011)
 RATE = 0.2  # of the adaptation, in log step size for each unit of acceptance
@@ -183,7 +184,8 @@ class _Path:
         with evaluating(self.structure):
             rows, _ = cost_of(self.structure, x, y).chunk(self.num_chains, memory // 3)  # backward makes twice as much
         found = []
-        for args in (args_of(x, y, slice(i, i + rows)) for i in range(0, len(x), rows)):
+        for i in watched(range(0, len(x), rows), f"annealing {len(x)} rows"):
+            args = args_of(x, y, slice(i, i + rows))
             check_annealable(self.structure, *args, start=self.start)  # with Pyro's validation of these rows
             with evaluating(self.structure), pyro.validation_enabled(False):
                 found.append(estimate(args))
@@ -201,7 +203,7 @@ class _Path:
         for _ in range(25):  # from a guess to the right size at t = 0
             step = step * (RATE * (chains.move(0.0, step) - TARGET)).exp()
         steps = []
-        for t in self.temperatures()[1:]:
+        for t in watched(self.temperatures()[1:], "annealing: step sizes"):
             step = step * (RATE * (chains.move(t, step) - TARGET)).exp()
             steps.append(step)
         return torch.stack(steps)
@@ -210,7 +212,7 @@ class _Path:
         """log 1/K sum_k w_k, `[B]`."""
         chains, t = _Chains.start(self, args, self.num_chains), self.temperatures()
         log_w = torch.zeros_like(chains.difference)
-        for j in range(self.num_temperatures):
+        for j in watched(range(self.num_temperatures), "annealing"):
             log_w += (t[j + 1] - t[j]) * chains.difference
             if j + 1 < self.num_temperatures:  # a move after the last weight would change nothing
                 chains.move(t[j + 1], steps[j])
@@ -221,7 +223,7 @@ class _Path:
         z = {name: value.expand(self.num_chains, *value.shape) for name, value in z.items()}
         chains, t = _Chains(self, args, z), self.temperatures()
         log_w = torch.zeros_like(chains.difference)
-        for j in reversed(range(self.num_temperatures)):
+        for j in watched(range(self.num_temperatures)[::-1], "annealing, backwards"):
             if j + 1 < self.num_temperatures:
                 chains.move(t[j + 1], steps[j])
             log_w += (t[j + 1] - t[j]) * chains.difference

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..compile import CompiledFunction, CompileError, pays
 from ..traces import Ledger, evaluating, forked_noise, ledger
+from .watched import watched
 
 MEMORY = 2**28  # bytes; see `chunked`
 
@@ -102,11 +104,11 @@ def chunked(
         if rows_at_once < len(x):  # chunks of one size
             rows_at_once = -(-len(x) // -(-len(x) // rows_at_once))
         step = _Chunk(structure, read, draws, compile, -(-len(x) // rows_at_once) * -(-num_samples // draws))
-        for start in range(0, len(x), rows_at_once):
+        starts = product(range(0, len(x), rows_at_once), range(0, num_samples, draws))
+        for start, done in watched(list(starts), f"{len(x)} rows x {num_samples} samples"):
             rows = slice(start, min(start + rows_at_once, len(x)))
-            for done in range(0, num_samples, draws):
-                count = min(draws, num_samples - done)
-                yield rows, count, step(args_of(x, y, rows), count)
+            count = min(draws, num_samples - done)
+            yield rows, count, step(args_of(x, y, rows), count)
 
 
 def chunked_ledgers(

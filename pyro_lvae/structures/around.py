@@ -61,7 +61,7 @@ class Around(nn.Module):
 
         Raises:
             ValueError: the guide does not sample it, it is no real vector, or its prior has parameters, which would
-                be left without a use.
+                be left without a use, or a factor beside it, which would be left without its density.
         """
         name, (prior, value) = next(iter(self._in_model(in_guide).items()))
         what = f"{type(self).__name__} exchanges the prior of the top layer of {type(self.base).__name__}, {name!r}"
@@ -69,6 +69,11 @@ class Around(nn.Module):
             raise ValueError(f"{what}, and the guide does not sample it")
         if not is_real_vector(prior):
             raise ValueError(f"{what}, which is no vector of real numbers: {type(prior).__name__} {prior.support}")
+        if getattr(prior, "has_factor", False):
+            raise ValueError(
+                f"{what}, and a factor beside it, learned for that very prior, would stay; put the one that learns it "
+                "around this one"
+            )
         if prior.log_prob(value).requires_grad:
             raise ValueError(
                 f"{what}, which has parameters that would have no use then; take a base with a fixed prior"

@@ -68,7 +68,8 @@ class FlowVAE(Around):
         flow: `(z_dim, context_dim, index) -> ConditionalTransformModule` of Pyro: `PlanarFlow`, `IAF`, `SplineFlow`;
             made for every one of the flows of every layer.
         num_flows: K.
-        layers: `"all"` layers, the `"top"` one (the first of the model), or their names.
+        layers: `"all"` layers, the `"top"` one (the first of the model), or their names; the first two pass over what
+            is no vector of real numbers, such as a class.
         context_dim: size of h(x), an MLP of two layers.
 
     Draws of `PlanarFlow` have no inverse in closed form, and those of all are scored with what was kept of the noise
@@ -117,7 +118,8 @@ class FlowVAE(Around):
         """{name: size} of the layers asked for."""
         in_guide = self._in_guide()
         of_model = [name for name in self._in_model(in_guide) if name in in_guide]
-        groups = {"all": list(in_guide), "top": of_model[:1]}
+        flown = [name for name, (q, _) in in_guide.items() if not is_point(q) and is_real_vector(q)]
+        groups = {"all": flown or list(in_guide), "top": [n for n in of_model if n in flown][:1] or of_model[:1]}
         names = groups.get(layers) if isinstance(layers, str) else list(layers)
         if not names or not set(names) <= set(in_guide):
             raise ValueError(f"layers is {layers!r}; expected 'all', 'top' or some of {list(in_guide)}")

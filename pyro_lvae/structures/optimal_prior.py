@@ -99,6 +99,7 @@ class _Tilted(dist.Independent):
     """p(z), but draws are of p(z) exp(T(z)): what a factor beside it makes of the densities."""
 
     has_rsample = False
+    has_factor = True  # beside the site
 
     def __init__(self, p: dist.Independent, critic: nn.Module):
         super().__init__(p.base_dist, p.reinterpreted_batch_ndims)
