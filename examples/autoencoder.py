@@ -4,13 +4,15 @@
     python examples/autoencoder.py --smoke              # seconds, on the embedded digits
 
 The same networks, one hidden layer of 500 tanh units in encoder and decoder, and the same weight decay; both give the
-mean of p(x|z), the VAE at the mean of q(z|x). The likelihood is Bernoulli, with grey values as its probabilities. Mean
-squared error a pixel on test images, against the size of the code.
+mean of p(x|z), the VAE at the mean of q(z|x). The likelihood is Bernoulli, with grey values as its probabilities; a
+second autoencoder is trained on the squared error. Mean squared error a pixel on test images, against the size of the
+code.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,22 +21,28 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_lvae import AE, VAE, Dataset, FusedAdam, encode, fit, load
-from pyro_lvae.conditionals import Bernoulli
+from pyro_lvae.conditionals import Bernoulli, Normal
 from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, lines, save
 from pyro_lvae.results import write_text
 from pyro_lvae.traces import evaluating, generate
 
-MODELS = {"AE": AE, "VAE": VAE}
+GREY = partial(Bernoulli, grey=True)
+MODELS: dict[str, tuple[type[nn.Module], Callable]] = {
+    "AE": (AE, GREY),
+    "AE, squared error": (AE, partial(Normal, scale=1.0)),
+    "VAE": (VAE, GREY),
+}
 
 
 def train(kind: str, z_dim: int, data: Dataset, args) -> nn.Module:
     """Train one model, or finish or read what an earlier call left."""
     torch.manual_seed(args.seed)
     folder = args.out / f"{kind}-{z_dim}"
-    options = dict(num_hidden=1, batch_norm=False, activation=nn.Tanh, likelihood=partial(Bernoulli, grey=True))
-    structure = MODELS[kind](data.x_dim, z_dim, args.hidden, **options)
+    cls, likelihood = MODELS[kind]
+    options = dict(num_hidden=1, batch_norm=False, activation=nn.Tanh, likelihood=likelihood)
+    structure = cls(data.x_dim, z_dim, args.hidden, **options)
     fit(
         structure,
         data,
@@ -81,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict:
                 error = (reconstructed(structure, data.x_test) - data.x_test).square().mean().item()
                 rows[name] = {"model": kind, "z_dim": z_dim, "mse": error}
                 write_rows(path, settings, rows)
-    title = "data; then AE and VAE for codes of " + ", ".join(map(str, args.z_dims))
+    title = f"data; then {', '.join(MODELS)} for codes of " + ", ".join(map(str, args.z_dims))
     save({"mse": curves(rows), "reconstructions": image_grid(torch.cat(shown), data.shape, 10, title)}, args.out)
     write_text(args.out / "results.md", table(rows) + "\n")
     print(table(rows))

@@ -4,8 +4,9 @@
     python examples/priors_and_posteriors.py --smoke              # seconds, on the embedded digits
 
 The same networks (one latent layer of 40 units, two hidden layers of 300, as Tomczak & Welling 2018) and training; each
-row puts something else around them. Nats per image; log p(x) by importance sampling. Each row has a run folder
-of its own with report.html; stopped or done, the same command goes on from there.
+row puts something else around them; the last ones around a ladder of two such layers. Nats per image; log p(x) by
+importance sampling. Each row has a run folder of its own with report.html; stopped or done, the same command goes on
+from there.
 """
 
 from __future__ import annotations
@@ -16,34 +17,69 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
-from pyro_lvae import VAE, DenoisingVAE, FlowVAE, MixturePrior, OptimalPriorVAE, VampPrior, VariationalGP, linear, load
+from pyro_lvae import (
+    VAE,
+    Dataset,
+    DenoisingVAE,
+    FlowVAE,
+    LadderVAE,
+    MixturePrior,
+    OptimalPriorVAE,
+    VampPrior,
+    VariationalGP,
+    linear,
+    load,
+    reconstruct,
+)
 from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
-from pyro_lvae.runs import trained
+from pyro_lvae.runs import FIGURES, trained
 from pyro_lvae.structures.flows import IAF, PlanarFlow, SplineFlow
 
 
 def rows_of(x_dim: int, args) -> dict[str, Callable[[], nn.Module]]:
     """Makers of the structures, by the name of their row."""
     base = partial(VAE, z_dim=args.z_dim, hidden_dim=args.hidden, batch_norm=False)
+    vamp = partial(VampPrior, base=base, num_pseudo_inputs=args.components)
+    ladder = partial(LadderVAE, z_dims=(args.z_dim, args.z_dim // 2), hidden_dims=(args.hidden,) * 2, batch_norm=False)
     fading = linear(args.noise, 0.0, epochs=max(1, args.epochs // 2))
     return {
         "VAE": lambda: base(x_dim),
         "mixture prior": lambda: MixturePrior(x_dim, base, args.components),
-        "VampPrior": lambda: VampPrior(x_dim, base, args.components),
+        "VampPrior": lambda: vamp(x_dim),
         "optimal prior": lambda: OptimalPriorVAE(x_dim, base),
         "planar flows": lambda: FlowVAE(x_dim, base, PlanarFlow, args.planar),
         "IAF": lambda: FlowVAE(x_dim, base, IAF, args.autoregressive),
         "spline flows": lambda: FlowVAE(x_dim, base, SplineFlow, args.autoregressive),
-        "VampPrior + IAF": lambda: FlowVAE(x_dim, partial(VampPrior, base=base), IAF, args.autoregressive),
+        "VampPrior + IAF": lambda: FlowVAE(x_dim, vamp, IAF, args.autoregressive),
         "variational GP": lambda: VariationalGP(
             x_dim, (args.z_dim,), (args.hidden,), num_points=args.points, batch_norm=False
         ),
         "denoising": lambda: DenoisingVAE(x_dim, base, level=args.noise),
         "denoising, coarse to fine": lambda: DenoisingVAE(x_dim, base, level=fading),
+        "ladder": lambda: ladder(x_dim),
+        "ladder, IAF on top": lambda: FlowVAE(x_dim, ladder, IAF, args.autoregressive, layers="top"),
+        "ladder, IAF on both layers": lambda: FlowVAE(x_dim, ladder, IAF, args.autoregressive),
     }
+
+
+@torch.no_grad()
+def pictures(structure: nn.Module, data: Dataset) -> dict[str, Figure]:
+    """What a row has that others have not: pseudo-inputs; what a denoising guide is shown and what comes of it."""
+    x, found = data.x_test[:20], {}
+    for module in structure.modules():
+        if isinstance(module, VampPrior):
+            found["pseudo_inputs"] = image_grid(module.pseudo_inputs[:100], data.shape, 10, "pseudo-inputs")
+        if isinstance(module, DenoisingVAE):
+            corrupted = module.corruption(x, torch.tensor(0.2))
+            restored = reconstruct(structure, corrupted)
+            rows = torch.cat([x, corrupted, restored])
+            found["corrupted"] = image_grid(rows, data.shape, len(x), "data; with a fifth drawn anew; restored")
+    return found
 
 
 def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
@@ -63,6 +99,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         batch_size=args.batch_size,
         beta=linear(0, 1, epochs=args.warm_up),
     )
+    save(pictures(structure, data), folder / FIGURES)
     return {
         "test ELBO": found.test_elbo,
         "test log p(x)": found.test_log_likelihood,

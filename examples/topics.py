@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -127,16 +128,19 @@ def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
     )
     if options["chosen"]:
         structure.load_state_dict(best.weights)
-    plots.save({name.replace(", K = ", "-").lower(): plots.elbo_curves(history)}, args.out)
     found = dict(epochs=epochs, epoch=best.epoch if options["chosen"] else epochs, seconds=history[-1].seconds)
-    return found | measure(structure, part, data, args)
+    found |= measure(structure, part, data, args)
+    words = bars(structure, found["topics"][:6], data.vocabulary)
+    stem = name.replace(", K = ", "-").lower()
+    plots.save({stem: plots.elbo_curves(history), f"{stem}-topics": words}, args.out)
+    return found
 
 
 def measure(structure: nn.Module, part: Dataset, data: Dataset, args: argparse.Namespace) -> dict:
     """Perplexities, coherence, topics and nearest words."""
     torch.manual_seed(args.seed + 1)
     words, some = data.vocabulary, data.x_test[: args.num_documents]
-    found = topics(getattr(structure, "experts", structure.R), words)
+    found = topics(_weights(structure), words)
     coherence = {split: npmi(found, x, words) for split, x in (("train", data.x_train), ("test", data.x_test))}
     order = coherence["train"].argsort(descending=True).tolist()
     asked = [word for word in QUERIES if word in words] or words[::4]
@@ -154,6 +158,22 @@ def measure(structure: nn.Module, part: Dataset, data: Dataset, args: argparse.N
         npmi_of_topics=[coherence["train"][i].item() for i in order],
         nearest={word: nearest_words(structure.R, words, word) for word in asked},
     )
+
+
+def bars(structure: nn.Module, shown: list[list[str]], vocabulary: tuple[str, ...]) -> Figure:
+    """Words of topics, each bar as long as the word weighs in its topic."""
+    weights = _weights(structure)
+    every, figure = topics(weights, vocabulary), Figure(figsize=(2.2 * len(shown), 2.8), layout="constrained")
+    for ax, words in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        topic = weights[every.index(words)]
+        ax.barh(words, [topic[vocabulary.index(word)].item() for word in words])
+        ax.invert_yaxis()
+    return figure
+
+
+def _weights(structure: nn.Module) -> Tensor:
+    """What words weigh in topics, `[K, V]`."""
+    return getattr(structure, "experts", structure.R).detach()
 
 
 _COLUMNS = {

@@ -11,6 +11,7 @@ import yaml
 from pyro_lvae import BidirectionalLadderVAE, LadderVAE, __version__
 from pyro_lvae.cli import COMMANDS, main
 from pyro_lvae.cli.dispatch import FUNCTIONS
+from pyro_lvae.structures import STRUCTURES
 
 SMALL = [
     *("--structure.z_dims", "[4,2]", "--structure.hidden_dims", "[16,8]"),
@@ -95,7 +96,7 @@ def test_evaluate_report_and_sample_a_run(run, capsys):
 def test_list_names_what_there_is(capsys):
     main(["list"])
     printed = capsys.readouterr().out
-    for name in ("VAE", "HierarchicalVAE", "LadderVAE", "Trace_ELBO", "IWAE", "Bernoulli", "digits", "norb"):
+    for name in (*(s.__name__ for s in STRUCTURES), "Trace_ELBO", "IWAE", "Bernoulli", "digits", "norb"):
         assert name in printed
 
 
@@ -230,7 +231,13 @@ class MyVAE(torch.nn.Module):
 FAMILY = {
     "AE": ["AE", "--structure.z_dim", "2", "--structure.hidden_dim", "8"],
     "ConditionalVAE": ["ConditionalVAE", "--structure.z_dim", "2", "--structure.hidden_dim", "8"],
+    "BetaVAE": [
+        *("BetaVAE", "--structure.z_dim", "2"),
+        *("--estimator", "ConstrainedELBO", "--estimator.epsilon", "3"),
+    ],
     "VaDE": ["VaDE", "--structure.z_dim", "2", "--structure.hidden_dims", "[8]"],
+    "NVDM": ["NVDM", "--structure.z_dim", "2", "--structure.hidden_dim", "8", "--data", "own.npz"],
+    "ProdLDA": ["ProdLDA", "--structure.z_dim", "3", "--structure.hidden_dim", "8", "--data", "own.npz"],
     "SparseVAE": ["SparseVAE", "--structure.code", "BetaCode", "--structure.code.a", "0.4", "--structure.z_dim", "4"],
     "MixturePrior": ["MixturePrior", "--structure.num_components", "3"],
     "VampPrior": [
@@ -246,9 +253,12 @@ FAMILY = {
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("AE", "FlowVAE", "DenoisingVAE") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY]
+    "name",
+    [n if n in ("AE", "BetaVAE", "ProdLDA", "FlowVAE") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY],
 )
 def test_the_family_goes_all_the_way(name, tmp_path, capsys):
+    counts = np.random.default_rng(0).poisson(1, (60, 12)).astype("f4")
+    np.savez(tmp_path / "own.npz", x_train=counts[:40], x_test=counts[40:])
     small = ["--epochs", "2", "--beta.length", "1", "--num_samples", "5", "--num_images", "20"]
     main(["train", "--structure", *FAMILY[name], *small, "--tensorboard", "false", "--out", "run"])
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -259,12 +269,13 @@ def test_the_family_goes_all_the_way(name, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 3
     main(["report", "run"])
     figures = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
-    assert ("samples" in figures) == (name != "AE")
-    assert "reconstructions" in figures
+    is_images = "--data" not in FAMILY[name]
+    assert ("samples" in figures) == (is_images and name != "AE")
+    assert ("reconstructions" in figures) == is_images
     if name == "AE":
         assert "AE has no prior to draw from" in _fails(capsys, "sample", "run")
     else:
-        main(["sample", "run", "--num_samples", "4"])
+        main(["sample", "run", "--num_samples", "4", *([] if is_images else ["--out", "drawn.npy"])])
 
 
 def test_a_structure_of_ones_own_by_its_path(tmp_path):

@@ -11,6 +11,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "all")
 
 
+WITHOUT_PICTURES = ("bayes_by_backprop", "bayesian_decoder", "your_own_structure")
+
+
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example_runs(path, tmp_path, monkeypatch, capsys):
@@ -18,6 +21,8 @@ def test_example_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
+    if path.stem not in WITHOUT_PICTURES:
+        assert list(tmp_path.rglob("*.png"))
 
 
 def test_all_runs_what_it_is_asked_for_and_tells_what_failed(tmp_path):

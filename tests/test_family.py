@@ -4,6 +4,7 @@ Statistical tests draw from a fixed seed; with a fresh one each would fail less 
 least 3.3 standard errors wide).
 """
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -40,7 +41,7 @@ from pyro_lvae import (
     log_likelihood,
     rate_distortion,
 )
-from pyro_lvae.conditionals import Normal
+from pyro_lvae.conditionals import Bernoulli, Normal
 from pyro_lvae.contract import ContractError, check
 from pyro_lvae.objectives import backward
 from pyro_lvae.structures.denoising import gaussian, masking, salt_and_pepper
@@ -64,6 +65,15 @@ def log_weights(structure, x, num_samples, *y):
 
 
 # ------------------------------------------------------------------ autoencoder
+
+
+def test_an_autoencoder_minimises_the_cross_entropy(x):
+    ae, x = AE(12, 2, 5, batch_norm=False).double(), x.double()
+    loss = backward(SampledELBO(), ae, (x,), per=7)
+    mlp, head = ae.bottom_up[0]
+    logits = ae.likelihood(ae.decoder(head.point(mlp(x)))).base_dist.logits
+    by_hand = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1).mean()
+    torch.testing.assert_close(loss, by_hand.detach())
 
 
 def test_an_autoencoder_minimises_the_squared_error():
@@ -201,14 +211,29 @@ def test_vade_is_its_enumerated_form_summed_out(x):
 def test_cluster_probabilities_follow_bayes_rule(x):
     vade, x = VaDE(12, 4, 3, (16, 8)).double().eval(), x.double()
     vade.posterior.head[0].bias.data[3:] = -30  # nearly points
+    pi = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    vade.prior.logits.data = pi.log()
     with torch.no_grad():
         z = vade.posterior(vade.encoder(x)).mean
         prior = vade.prior()
         components = prior.component_distribution.base_dist
         joint = dist.Normal(components.loc, components.scale).log_prob(z.unsqueeze(-2)).sum(-1)
-    expected = joint.exp() / joint.exp().sum(-1, keepdim=True)  # pi is even
+    expected = pi * joint.exp() / (pi * joint.exp()).sum(-1, keepdim=True)
     torch.testing.assert_close(cluster_probabilities(vade, x, 20), expected, atol=0.02, rtol=0)
     torch.testing.assert_close(cluster_probabilities(vade, x, 20, memory=1).sum(-1), torch.ones(7).double())
+
+
+def test_cluster_probabilities_average_over_the_posterior(x):
+    """Of a wide posterior over one unit, E_q(z|x)[p(c|z)] by quadrature."""
+    vade, x = VaDE(12, 4, 1, (16, 8)).double().eval(), x.double()
+    vade.prior.loc.data = torch.tensor([[-2.0], [0.0], [1.0], [3.0]]).double()
+    grid = torch.linspace(-12, 12, 4801).double()
+    with torch.no_grad():
+        q, prior = vade.posterior(vade.encoder(x)), vade.prior()
+        of = prior.component_distribution.log_prob(grid[:, None, None]) + prior.mixture_distribution.logits
+        density = q.log_prob(grid[:, None, None]).exp()  # [grid, B]
+        expected = torch.trapezoid(density[..., None] * of.softmax(-1)[:, None], grid, dim=0)
+    torch.testing.assert_close(cluster_probabilities(vade, x, 20_000), expected.squeeze(), atol=0.02, rtol=0)
 
 
 def test_put_clusters_sets_the_mixture():
@@ -448,6 +473,29 @@ def test_the_guide_alone_sees_corrupted_data_and_in_training_alone(x):
     assert torch.equal(sites["x"].value, x)
 
 
+def test_the_denoising_bound_is_a_bound_by_enumeration(x):
+    """L = E_p(x~|x) E_q(z|x~)[log p(x, z) - log q(z|x~)] (Im et al. 2017, eq. 7) over every mask of three pixels.
+
+    The average of single draws is that within 5 standard errors, and no more than log p(x).
+    """
+    x = x[:4, :3].double()
+    base = partial(VAE, z_dim=1, hidden_dim=6, batch_norm=False, likelihood=Bernoulli)
+    structure = DenoisingVAE(3, base, masking, 0.3).double().train()
+    grid, exact = torch.linspace(-10, 10, 2001).double(), 0.0
+    with torch.no_grad():
+        prior = dist.Normal(0.0, 1.0).log_prob(grid)
+        log_p = structure.base.likelihood(structure.base.decoder(grid[:, None, None])).log_prob(x)  # [grid, B]
+        for mask in itertools.product([0.0, 1.0], repeat=3):
+            kept = torch.tensor(mask).double()
+            chance = 0.7 ** kept.sum() * 0.3 ** (3 - kept.sum())
+            q = structure.base.bottom_up[0](x * kept).log_prob(grid[:, None, None])
+            exact = exact + chance * torch.trapezoid(q.exp() * (log_p + prior[:, None] - q), grid, dim=0)
+        evidence = torch.trapezoid((log_p + prior[:, None]).exp(), grid, dim=0).log()
+        drawn = torch.stack([ledger(structure.model, structure.guide, x).local_log_weight() for _ in range(3000)])
+    assert ((drawn.mean(0) - exact).abs() < 5 * drawn.std(0) / math.sqrt(3000)).all()
+    assert (exact < evidence).all()
+
+
 def test_training_follows_the_schedule_of_the_noise(tiny, tmp_path):
     def make():
         torch.manual_seed(1)
@@ -528,11 +576,17 @@ def test_implicit_gradients_of_the_beta_code():
     torch.testing.assert_close(gradient, expected, atol=0.004, rtol=0)
 
 
-def test_rate_and_distortion_are_what_counting_gives(x):
-    structure = SparseVAE(12, 4, 16, batch_norm=False)
+@pytest.mark.parametrize("code", [BetaCode, TwoGaussiansCode, RelaxedBernoulliCode])
+def test_rate_and_distortion_are_what_counting_gives(code, x):
+    structure = SparseVAE(12, 4, 16, code=code, batch_norm=False)
     found = rate_distortion(structure, x, batch_size=3)
     with torch.no_grad():
-        codes = (structure.code.head(structure.encoder(x)) > 0).float()
+        h = structure.encoder(x)
+        codes = {
+            BetaCode: lambda: structure.code(h).mean > 0.5,
+            TwoGaussiansCode: lambda: structure.code.head.moments(h)[0] > 0.5,
+            RelaxedBernoulliCode: lambda: structure.code.head(h) > 0,
+        }[code]().float()
         p = structure.decode(codes)
     share = codes.mean(0)
     bits = sum(-s * math.log2(s) - (1 - s) * math.log2(1 - s) for s in share.tolist() if 0 < s < 1)

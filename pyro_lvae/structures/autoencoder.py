@@ -15,7 +15,7 @@ class _Flat(dist.ImproperUniform):
 
 
 class AE(VAE):
-    r"""An autoencoder with the networks of `VAE`: codes are points, and no prior pulls at them.
+    r"""An autoencoder (Hinton & Salakhutdinov 2006) with the networks of `VAE`: codes are points without a prior.
 
         z_1 = linear(MLP(x)),  objective = log p(x|z_1)
 

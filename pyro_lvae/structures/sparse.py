@@ -69,6 +69,8 @@ class BetaCode(nn.Module):
 class TwoGaussiansCode(nn.Module):
     r"""Codes near 0 and 1: p(z) = (1 - r) N(0, s^2) + r N(1, s^2), q(z|h) = N(mu(h), sigma^2(h)), all units apart.
 
+    A soft form of bits, and of a spike and slab (Titsias & Lázaro-Gredilla 2011), which has a point at 0.
+
     Args:
         in_dim: size of the features `[..., in_dim]`.
         size: number of units.
