@@ -25,6 +25,7 @@ from pyro_lvae import (
     TVO,
     VAE,
     AnalyticELBO,
+    BayesianWeights,
     BetaELBO,
     Callback,
     ConstrainedELBO,
@@ -169,13 +170,18 @@ class Said(Callback):
 
 
 @needs_compiler
-def test_fit_compiles_and_the_smaller_last_batch_works(tiny):
+@pytest.mark.parametrize(
+    "make",
+    [lambda: VAE(12, 3, 8), lambda: BayesianWeights(VAE(12, 3, 8), noise="local_reparameterization")],
+    ids=["VAE", "VAE-bayesian"],
+)
+def test_fit_compiles_and_the_smaller_last_batch_works(make, tiny):
     runs = []
     for compile in (True, False):
         torch.manual_seed(0)
-        said, vae = Said(), VAE(12, 3, 8)
+        said = Said()
         options = dict(batch_size=16, epochs=3, beta=linear(0, 1, steps=5), compile=compile, callbacks=[said])
-        runs.append([m.objective for m in fit(vae, tiny, **options)])
+        runs.append([m.objective for m in fit(make(), tiny, **options)])
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
     assert not said.messages
 
