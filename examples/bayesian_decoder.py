@@ -256,6 +256,7 @@ VARIANTS: dict[str, Callable | dict] = {
     "the remedy, from the point estimate": FITTED | dict(start=True),
     "the remedy, from the point estimate, warm-up": FITTED | dict(start=True, warm_up=0.5),
     "the remedy, decoder alone": FITTED | dict(where="decoder"),
+    "the remedy, decoder's hidden layer, full KL": FITTED | dict(where="decoder.*", kl=1.0),
     "the remedy, full KL": FITTED | dict(kl=1.0),
     "the remedy, KL x 0.01": FITTED | dict(kl=0.01),
     "the remedy, prior N(0, 1)": FITTED | dict(prior=WIDE["prior"]),

@@ -297,6 +297,16 @@ def test_a_structure_of_ones_own_by_its_path(tmp_path):
         (["train", "--estimator", "IWEA"], "there is no estimator 'IWEA'; known are SampledELBO, "),
         (["train", "--estimator", "GECO"], "--estimator GECO: the following arguments are required: distortion"),
         (["train", "--structure", "LaderVAE"], "there is no structure 'LaderVAE'; known are VAE, "),
+        (
+            ["train", "--structure", "VAE", "--structure.zdim", "3"],
+            "no option 'zdim'; --structure.help NAME lists",
+        ),
+        (
+            ["train", "--estimator", "IWAE", "--estimator.k", "3"],
+            "'k' is not accepted; --estimator.help IWAE lists",
+        ),
+        (["train", "--structure", "VAE", "--structure.z_dim", "no"], "train: --structure.z_dim: expected a int. Got"),
+        (["train", "--structure", "nothing.Here"], "train: --structure: no module named 'nothing'"),
         (["train", "--structure", "FlowVAE", "--structure.flow", "Plane"], "there is no structure.flow 'Plane'; known"),
         (["train", "--structure", "FlowVAE", "--structure.base", "AE"], "site 'z1' is Independent (64,) in the guide"),
         (["train", "--structure.likelihood", "Norm"], "--structure.likelihood: there is no 'Norm'; give the path"),

@@ -46,20 +46,28 @@ def _in_a_sentence(message: str) -> str:
     name = re.search(r"Expected a dot import path string: ([\w.]+)", reason)
     made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
     if made:
-        return f"--{option} {made[1]}: {made[2]}"
+        lists = f"; --{option}.help {made[1]} lists them" if "is not accepted" in made[2] else ""
+        return f"--{option} {made[1]}: {made[2]}{lists}"
     if name and option in KNOWN:
         return f"there is no {option} {name[1]!r}; known are {', '.join(KNOWN[option])}, or a path my_module.MyClass"
     if name and option != key[1]:
         return f"--{option}: there is no {name[1]!r}; give the path of a class or function, my_module.name"
     if choice := re.match(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", reason):
         return f"--{option} is {choice[2]!r}; expected one of {choice[1]}"
+    if untyped := re.search(r"Parameter '(\w+)' from '([\w.]+)\.__init__' does not specify a type", reason):
+        return f"--{option} {untyped[2]}: its parameter {untyped[1]!r} has no type to read an option by; annotate it"
+    if unknown := re.match(r"Option '(\w+)' is not accepted", reason):
+        return f"--{option}: there is no option {unknown[1]!r}; --{option}.help NAME lists those of a class"
     if pair := re.search(r"Expected '(\S+)' to be a subclass of AnyStructure", reason):
         return f"--{option} {pair[1]}: a structure is an nn.Module with model and guide, and this is none"
-    return f"--{option}: {reason}"
+    return f"--{option}: {reason[:1].lower()}{reason[1:]}"
 
 
 def _innermost(option: str, reason: str) -> tuple[str, str]:
     """The option of a class within an option that is at fault, and why, out of a list of types."""
+    reason = re.sub(r"^Type .*? expects a function or a callable class: ", "", reason)
+    if key := re.match(r'Parser key "([^"]+)": ?', reason):
+        return f"{option}.{key[1]}", reason[key.end() :]
     for pattern in (
         r'Errors: .*?Parser key "([^"]+)": ',
         r'Parser key "([\w.]+)":(?=(?:(?!Parser key).)*Expected a dot import)',
