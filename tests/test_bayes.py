@@ -780,9 +780,10 @@ def test_subsampling_scales_the_copies_of_a_batch(x):
 # ---------------------------------------------------------------------- evaluation
 
 
-def test_predictive_log_likelihood_averages_over_weights(x):
+@pytest.mark.parametrize("is_ensemble", [False, True])
+def test_predictive_log_likelihood_averages_over_weights(is_ensemble, x):
     b, x = BayesianWeights(vae(), posterior=partial(posteriors.MeanField, sigma=0.3)), x.double()
-    draws = [b.draw() for _ in range(4)]
+    draws = [vae() if is_ensemble else b.draw() for _ in range(4)]
     torch.manual_seed(5)
     found = predictive_log_likelihood(draws, x, 50)
     torch.manual_seed(5)
