@@ -68,7 +68,7 @@ PRODLDA_OPTIONS = dict(
 # and the epoch is kept that is best on held-out documents.
 MODELS: dict[str, dict] = {
     "NVDM, K = 50": NVDM_OPTIONS | dict(z_dim=50, epochs=300),
-    "NVDM, K = 200": NVDM_OPTIONS | dict(z_dim=200, epochs=300),
+    "NVDM, K = 200": NVDM_OPTIONS | dict(z_dim=200, epochs=150),
     "ProdLDA, K = 50": PRODLDA_OPTIONS | dict(z_dim=50, epochs=100),
 }
 QUERIES = ("weapons", "medical", "companies", "define", "israel", "book")  # of the NVDM paper's table
