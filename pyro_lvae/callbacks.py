@@ -102,7 +102,7 @@ class TensorBoard(Callback):
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         for name, value in asdict(metrics).items():
-            parts = value if isinstance(value, dict) else {} if value is None else {"": value}
+            parts = value if isinstance(value, dict) else {} if value is None or isinstance(value, str) else {"": value}
             for part, number in parts.items():
                 self._writer.add_scalar(f"{name}/{part}".rstrip("/"), number, metrics.epoch)
 

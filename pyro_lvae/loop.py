@@ -327,6 +327,7 @@ class Loop:
             images_per_second=self.rows / self.epoch_seconds,
             learned={name: value.item() for name, value in learned(self.estimator).items()},
             critic_loss=self.critics.mean_loss(),
+            estimator=type(self.estimator).__name__,
             **found,
         )
         self.total, self.rows, self.epoch_seconds = torch.zeros_like(self.total), 0, 0.0

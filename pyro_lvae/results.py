@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 
@@ -28,6 +29,7 @@ class EpochMetrics:
         global_kl: KL of sites outside the data plate (weights) for each training datum; both ELBOs include it.
         critic_loss: mean loss of the critics over the epoch, nats, where there are some; 2 log 2 = 1.39 if they see
             no difference.
+        estimator: name of what trained it.
     """
 
     epoch: int
@@ -43,6 +45,12 @@ class EpochMetrics:
     learned: dict[str, float] = field(default_factory=dict)
     global_kl: float = 0.0
     critic_loss: float | None = None
+    estimator: str = ""
+
+
+def trained_by(history: list[EpochMetrics]) -> str:
+    """The estimators of a run by name, in the order of its epochs: "SampledELBO, then IWAE"."""
+    return ", then ".join(name for name, _ in groupby(m.estimator for m in history))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ class Run:
 
     Attributes:
         folder: holds `config.yaml`, `metrics.jsonl`, `checkpoint.pt`, `summary.json`, `figures/`, `report.html`.
-        estimator: name of what it was trained by.
         history: metrics of its epochs.
         supervised: whether it takes labels.
     """
@@ -39,7 +38,6 @@ class Run:
     folder: Path
     structure: nn.Module
     data: Dataset
-    estimator: str
     history: list[EpochMetrics]
     supervised: bool = False
     processes: Processes = Processes()  # noqa: RUF009, frozen
@@ -50,7 +48,6 @@ class Run:
             self.structure,
             self.data,
             self.history,
-            estimator=self.estimator,
             num_samples=num_samples,
             num_images=num_images,
             supervised=self.supervised,
@@ -94,9 +91,7 @@ def trained(
         **options: of `fit`.
     """
     history = fit(structure, data, out=folder, resume=(folder / CHECKPOINT).exists(), **options)
-    estimator = options.get("estimator")
-    name = "SampledELBO" if estimator is None else type(estimator).__name__
-    run = Run(folder, structure, data, name, history, takes_labels(structure, options.get("supervised")))
+    run = Run(folder, structure, data, history, takes_labels(structure, options.get("supervised")))
     summary = run.evaluate(num_samples, num_images)
     run.report()
     return summary

@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     structure = LadderVAE(64, (8, 2), (32, 16))
     history = fit(structure, data, epochs=2, out=folder, callbacks=())
     (folder / "config.yaml").write_text("data: <digits> & more\n")
-    return Run(folder, structure, data, "Trace_ELBO", history)
+    return Run(folder, structure, data, history)
 
 
 def test_a_run_is_drawn_and_reported_on_one_page(run):
@@ -59,7 +59,7 @@ def test_factors_of_variation_are_labels_without_colours(tiny, tmp_path):
     ]
     data = Dataset("factors", tiny.x_train, tiny.x_test, *factors, shape=(3, 4))
     structure = BetaVAE(12, 3, 8)
-    run = Run(tmp_path, structure, data, "SampledELBO", fit(structure, data, epochs=1, out=tmp_path, callbacks=()))
+    run = Run(tmp_path, structure, data, fit(structure, data, epochs=1, out=tmp_path, callbacks=()))
     run.evaluate(num_samples=2, num_images=5)
     assert "first two principal components" in run.report().read_text()
     x, y = next(data.batches(10, torch.arange(45)))
@@ -83,7 +83,7 @@ def test_documents_are_drawn_without_pictures_and_reported(tmp_path):
     """Counts of 12 words, 20 classes of them."""
     x = torch.randint(0, 4, (60, 12)).float()
     data = Dataset("documents", x[:40], x[40:], torch.arange(40) % 20, torch.arange(20))
-    run = Run(tmp_path, NVDM(12, 3, 8), data, "SampledELBO", [])
+    run = Run(tmp_path, NVDM(12, 3, 8), data, [])
     run.history.extend(fit(run.structure, data, epochs=2, out=tmp_path, callbacks=()))
     run.evaluate(5, None)
     page = run.report().read_text()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, lazy_instance
 from pyro.infer import ELBO
 from rich.console import Console
@@ -21,8 +20,8 @@ from ..data import Dataset, check_labels, few_labels, load
 from ..distributed import processes
 from ..evaluate import refuse_global_sites
 from ..loop import METRICS
-from ..results import Summary, read_metrics, read_summary
-from ..runs import BOARD, CONFIG, SUMMARY, Run, RunFiles, auto_device, claim_folder
+from ..results import Summary, read_metrics
+from ..runs import BOARD, CONFIG, Run, RunFiles, auto_device, claim_folder
 from ..schedules import Schedule
 from ..structures import STRUCTURES, LadderVAE
 from ..traces import evaluating, forked_noise, ledger
@@ -116,10 +115,8 @@ def train(
     if together.is_first:
         folder = claim_folder(out, f"runs/{dataset.name}-{name}", resume=resume, overwrite=overwrite)
     folder = Path(together.agree(str(folder)))
-    trained_by = _estimator_name(estimator)
     if resume:
         _refuse_fewer_epochs(folder, epochs)
-        trained_by = _trained_by(folder, trained_by)
     console = Console(quiet=not together.is_first)
     console.print(f"{name} on {dataset.name} ({len(dataset.x_train):,} rows of {dataset.x_dim}) in {folder}")
     board = [TensorBoard(folder / BOARD)] if tensorboard else []
@@ -140,7 +137,7 @@ def train(
     finally:
         if together.is_first and not any(folder.iterdir()):  # refused before it began
             folder.rmdir()
-    run = Run(folder, module, dataset, trained_by, history, supervised, together)
+    run = Run(folder, module, dataset, history, supervised, together)
     summary = run.evaluate(num_samples, num_images)
     if together.is_first:
         print_summary(summary, run.report())
@@ -186,22 +183,6 @@ def _refuse_fewer_epochs(folder: Path, epochs: int) -> None:
         raise ValueError(f"{folder} has {done} epochs, and --epochs {epochs} asks for fewer, all in all; ask for more")
 
 
-def _trained_by(folder: Path, now: str) -> str:
-    """The name of the run's estimators, the present one last."""
-    summary = folder / SUMMARY
-    if summary.exists():
-        before = read_summary(summary).estimator
-    else:
-        config = folder / CONFIG
-        kept = yaml.safe_load(config.read_text(encoding="utf-8"))["estimator"] if config.exists() else None
-        before = _estimator_name(None) if kept is None else kept["class_path"].rpartition(".")[2]
-    return before if before.split(", then ")[-1] == now else f"{before}, then {now}"
-
-
-def _estimator_name(estimator: ELBO | None) -> str:
-    return "SampledELBO" if estimator is None else type(estimator).__name__
-
-
 def open_run(folder: str, device: str | None) -> Run:
     """The run in a folder, from its config.yaml and checkpoint."""
     path = Path(folder, CONFIG)
@@ -212,8 +193,7 @@ def open_run(folder: str, device: str | None) -> Run:
     data = _load(options.data, options.root, options.binarize, options.labels).to(auto_device(device))
     structure = _build(options.structure, options.bayesian, data)
     supervised = takes_labels(structure, options.supervised)
-    trained_by = _trained_by(Path(folder), _estimator_name(options.estimator))
-    return Run(Path(folder), structure, data, trained_by, [], supervised).load()
+    return Run(Path(folder), structure, data, [], supervised).load()
 
 
 FLAGS = {

@@ -11,7 +11,7 @@ from ..bayes import BayesianWeights
 from ..contract import takes_labels
 from ..data import Dataset
 from ..distributed import Processes
-from ..results import EpochMetrics, Summary
+from ..results import EpochMetrics, Summary, trained_by
 from .latents import kl_per_layer, posterior_activity
 from .likelihood import elbo, has_likelihood, log_likelihood
 from .weights import predictive_log_likelihood, weight_kl
@@ -22,7 +22,6 @@ def summarize(
     data: Dataset,
     history: list[EpochMetrics],
     *,
-    estimator: str = "SampledELBO",
     num_samples: int = 5000,
     num_images: int | None = None,
     supervised: bool | None = None,
@@ -36,7 +35,6 @@ def summarize(
 
     Args:
         history: what `fit` returned.
-        estimator: the name of what it was trained by, for the table.
         num_samples: importance samples of each log-likelihood.
         num_images: first test rows that the log-likelihood takes; all if `None`. KL, active units
             and ELBOs take them all (the train ELBO as many training rows).
@@ -69,7 +67,7 @@ def summarize(
     return Summary(
         data=data.name,
         structure=_name(structure),
-        estimator=estimator,
+        estimator=trained_by(history),
         epochs=history[-1].epoch if history else 0,
         seconds=seconds,
         images_per_second=len(data.x_train) * len(history) / seconds if seconds else 0.0,
