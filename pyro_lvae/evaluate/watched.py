@@ -33,7 +33,7 @@ def _open(what: str, total: int, stack: ExitStack) -> Callable[[int], None] | No
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
+    is_first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
     if _shown or not (console.is_terminal and is_first):
         return None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TimeRemainingColumn())
