@@ -6,7 +6,8 @@
 Rows: a mixture of Gaussians (scikit-learn) on pixels, on the codes of a VAE, on those of an autoencoder; and VaDE,
 which starts from that autoencoder and its mixture and trains both together. The autoencoder is VaDE with beta = 0.
 Accuracy of clusters matched to classes by the Hungarian method; labels are used for nothing else. As in the paper, grey
-values are taken as probabilities, and the training set is what is clustered (test accuracy beside it). Stopped or done,
+values are taken as probabilities, and the training set is what is clustered (test accuracy beside it). With
+`--start labels`, VaDE starts from the classes instead: no result, but a view of what its objective prefers. Stopped or done,
 the same command goes on from there; --seeds names the seeds, and the median over them is printed.
 """
 
@@ -60,6 +61,22 @@ def mixture_of(codes: Tensor, num_clusters: int, seed: int) -> GaussianMixture:
     """The mixture with diagonal covariances, the best of five starts."""
     mixture = GaussianMixture(num_clusters, covariance_type="diag", n_init=5, random_state=seed, reg_covar=1e-5)
     return mixture.fit(codes.numpy())
+
+
+def from_mixture(codes: Tensor, labels: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, ...]:
+    """pi, mu and sigma^2 of the mixture of the codes; labels are not looked at."""
+    mixture = mixture_of(codes, num_clusters, seed)
+    return tuple(map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_)))
+
+
+def from_labels(codes: Tensor, labels: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, ...]:
+    """pi, mu and sigma^2 of the classes: an oracle, which shows what the objective itself makes of them."""
+    of = [codes[labels == c] for c in range(num_clusters)]
+    pi = torch.tensor([len(part) / len(codes) for part in of])
+    return pi, torch.stack([part.mean(0) for part in of]), torch.stack([part.var(0) for part in of])
+
+
+STARTS = {"mixture": from_mixture, "labels": from_labels}
 
 
 def of_codes(x_train: Tensor, x_test: Tensor, data: Dataset, num_clusters: int, seed: int) -> dict:
@@ -118,8 +135,7 @@ def run(seed: int, data: Dataset, args, rows: dict, keep) -> None:
         VaDE(data.x_dim, **sizes, **grey), data, folder / "autoencoder", args, epochs=args.pretrain_epochs, beta=0
     )
     row("AE + GMM", lambda: of_codes(*codes_of(vade, data), data, k, seed))
-    mixture = mixture_of(codes_of(vade, data)[0], k, seed)
-    vade.put_clusters(*map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_)))
+    vade.put_clusters(*STARTS[args.start](codes_of(vade, data)[0], data.y_train, k, seed))
     vade = train(vade, data, folder / "vade", args, epochs=args.epochs)
     row("VaDE", lambda: of_vade(vade, data))
     save(pictures(vade, data), folder)
@@ -161,6 +177,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--start", default="mixture", choices=STARTS, help="where VaDE's clusters begin")
     parser.add_argument("--num_clusters", type=int, default=10)
     parser.add_argument("--z_dim", type=int, default=10)
     parser.add_argument("--hidden", type=int, nargs="+", default=[500, 500, 2000], help="widths of the encoder")
