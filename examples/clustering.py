@@ -7,8 +7,8 @@ Rows: a mixture of Gaussians (scikit-learn) on pixels, on the codes of a VAE, on
 which starts from that autoencoder and its mixture and trains both together. The autoencoder is VaDE with beta = 0.
 Accuracy of clusters matched to classes by the Hungarian method; labels are used for nothing else. As in the paper, grey
 values are taken as probabilities, and the training set is what is clustered (test accuracy beside it). With
-`--start labels`, VaDE starts from the classes instead: no result, but a view of what its objective prefers. Stopped or done,
-the same command goes on from there; --seeds names the seeds, and the median over them is printed.
+`--start labels`, VaDE starts from the classes instead: no result, but a view of what its objective prefers. Stopped or
+done, the same command goes on from there; --seeds names the seeds, and the median over them is printed.
 """
 
 from __future__ import annotations
