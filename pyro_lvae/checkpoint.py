@@ -41,7 +41,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load_weights(structure: torch.nn.Module, path: str | Path) -> dict:
-    """Put the weights of the checkpoint at `path` into `structure`, and return the whole checkpoint.
+    """Put the weights of the checkpoint at `path` into `structure`; {"epoch", "step", "seconds" ...}: where it stands.
 
     Raises:
         CheckpointError: it is missing or damaged, or its weights do not fit.
@@ -49,7 +49,7 @@ def load_weights(structure: torch.nn.Module, path: str | Path) -> dict:
     path = Path(path)
     state = load_checkpoint(path, next(structure.parameters()).device)
     put_weights(structure, state, path)
-    return state
+    return {name: value for name, value in state.items() if isinstance(value, (int, float))}
 
 
 def put_weights(structure: torch.nn.Module, state: dict, path: Path) -> None:

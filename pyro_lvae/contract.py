@@ -82,6 +82,9 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
 
 
 def _not_runnable(structure, x) -> Iterator[str]:
+    if isinstance(structure, type):
+        yield f"this is the class {structure.__name__}; give one of its instances, {structure.__name__}(...)"
+        return
     if not isinstance(structure, nn.Module):
         yield f"a structure is an nn.Module, this is a {type(structure).__name__}; derive it from torch.nn.Module"
     for name in ("model", "guide"):
@@ -92,7 +95,8 @@ def _not_runnable(structure, x) -> Iterator[str]:
             yield f"{name}{inspect.signature(method)} must take labels too: {name}(self, x, y=None)"
     if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0:
         what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        yield f"x must be a tensor [B, D] with at least one row, and is {what}; flatten images to rows"
+        remedy = "flatten images to rows" if isinstance(x, Tensor) else "torch.as_tensor(array) or data.x_train is one"
+        yield f"x must be a tensor [B, D] with at least one row, and is {what}; {remedy}"
     elif not x[:4].isfinite().all():
         yield "x holds NaN or infinite values; remove or impute them first"
 
@@ -230,7 +234,7 @@ def _reads_data(structure, args: tuple, model_trace) -> Iterator[str]:
         if not same:
             yield (
                 f"site {name!r}: its distribution in the model changes with x; read x only as obs= and for len(x), and "
-                'after that what pyro.sample("x", ...) returns'
+                'after that what pyro.sample("x", ...) returns; and draw no noise but at sites'
             )
 
 

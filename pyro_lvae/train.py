@@ -147,7 +147,7 @@ def fit(
         structure,
         data,
         estimator,
-        optimizer([p for p in structure.parameters() if p.requires_grad]),
+        _made(optimizer, structure),
         lr_scheduler,
         schedules,
         batch_size=batch_size,
@@ -189,6 +189,16 @@ def _check_arguments(counts: dict[str, int], limits: dict[str, float | None], ma
                 f"{name} is {came}; expected what makes one, such as the class itself or "
                 "partial(torch.optim.Adam, lr=1e-3)"
             )
+
+
+def _made(optimizer: Callable, structure: nn.Module) -> torch.optim.Optimizer:
+    made = optimizer([p for p in structure.parameters() if p.requires_grad])
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__} that makes a {type(made).__name__}; expected what makes a "
+            "torch.optim.Optimizer of parameters, such as partial(torch.optim.Adam, lr=1e-3) (of Pyro's, that of torch)"
+        )
+    return made
 
 
 def _check_data(data, supervised: bool) -> None:

@@ -726,6 +726,9 @@ def test_weights_given_from_outside_are_used(x):
         (dict(posterior=partial(posteriors.LowRank, rank=0)), "rank is 0"),
         (dict(prior="Normal"), "prior is 'Normal'; expected what makes one .* prior=priors.Normal"),
         (dict(prior=priors.Normal(torch.zeros(2), 1)), "prior is a Normal; expected what makes one"),
+        (dict(prior=dist.Normal(0.0, 1.0)), "prior is a Normal; expected what makes one"),
+        (dict(where=None), "where is None; expected names, patterns, or a function of name and parameter"),
+        (dict(structure=VAE), "structure is the class VAE; expected an nn.Module with model and guide, an instance"),
         (dict(posterior=posteriors.MeanField(torch.zeros(2), 1)), "posterior is a MeanField; .*=posteriors.MeanField"),
         (dict(structure="VAE"), "structure is a str; expected an nn.Module"),
     ],
@@ -824,6 +827,14 @@ def test_pruning_removes_the_lowest_signal_to_noise():
 def _in_order(structure, b):
     named = dict(structure.named_parameters())
     return [named[n] for n in b.names]
+
+
+def test_parts_of_a_normalised_weight_are_not_pruned():
+    """A direction of zeros would be 0 / 0."""
+    structure = vae()
+    nn.utils.parametrizations.weight_norm(structure.decoder[0])
+    with pytest.raises(ValueError, match="is a part that a weight is computed from"):
+        prune(BayesianWeights(structure, "decoder"), 0.5)
 
 
 def test_weights_in_four_numbers():

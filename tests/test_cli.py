@@ -457,6 +457,24 @@ def test_a_resumed_run_keeps_what_its_configuration_says(tmp_path, capsys):
     assert "by SampledELBO, then IWAE, then DReG" in capsys.readouterr().out
 
 
+def test_a_class_that_takes_no_size_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sizeless.py").write_text(
+        "from pyro_lvae import VAE\nclass Sizeless(VAE):\n"
+        "    def __init__(self, z1: int = 5):\n        super().__init__(64, z1, 8)\n"
+    )
+    said = _fails(capsys, "train", "--structure", "sizeless.Sizeless")
+    assert "Sizeless has 'z1', with a default, as its first argument, which is given the size D of the data" in said
+
+
+def test_help_of_a_structure_is_its_options_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--structure.help", "LadderVAE"])
+    said = capsys.readouterr().out
+    assert "--structure.activation" in said
+    assert "Threshold" not in said  # one of the hundreds of modules that an activation could be
+
+
 def test_global_sites_are_for_fit_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "globally.py").write_text(GLOBAL)

@@ -422,3 +422,15 @@ def test_what_runs_in_evaluation_mode_alone_is_refused(x):
 def test_data_that_are_not_finite_are_named(x):
     with pytest.raises(ContractError, match="x holds NaN"):
         check(VAE(12, 3, 8), x * float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "message"),
+    [
+        (lambda: Good, torch.zeros(3, 6), r"this is the class Good; give one of its instances, Good\(\.\.\.\)"),
+        (Good, torch.zeros(3, 6).numpy(), r"is ndarray; torch.as_tensor\(array\) or data.x_train is one"),
+    ],
+)
+def test_what_was_meant_is_named(make, x, message):
+    with pytest.raises(ContractError, match=message):
+        check(make(), x)

@@ -515,6 +515,10 @@ def test_estimators_of_pyros_that_would_fail_in_the_middle_are_refused_before(na
         (dict(beta="1"), "beta is '1'; expected a number or a schedule"),
         (dict(beta=lambda step, epoch: 1.0), "beta is a function; expected a number or a schedule"),
         (dict(optimizer="adam"), "optimizer is 'adam'; expected what makes one"),
+        (
+            dict(optimizer=pyro.optim.Adam({"lr": 1e-3})),
+            "optimizer is a PyroOptim that makes a NoneType; expected",
+        ),
         (dict(optimizer=torch.optim.Adam([torch.zeros(1)])), "optimizer is a Adam; expected what makes one"),
         (dict(lr_scheduler="cosine"), "lr_scheduler is 'cosine'; expected"),
     ],

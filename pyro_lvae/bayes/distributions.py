@@ -181,7 +181,7 @@ def _not_in_plates(fn: TorchDistribution, batch_shape) -> TorchDistribution:
         raise ValueError(
             f"weights are drawn once for all data, and a plate around the structure asks for {tuple(batch_shape)} "
             "draws. In place of vectorize_particles=True use an estimator of pyro_lvae, whose particles share the "
-            "weights, and num_weights for several draws of these"
+            "weights, and num_weights for several draws of these; leave parallel=True of Predictive out"
         )
     return fn
 

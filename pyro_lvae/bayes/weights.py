@@ -14,6 +14,7 @@ import torch
 from pyro.nn import PyroModule, PyroSample, pyro_method
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ..annealing import subsample
 from ..contract import takes_labels
@@ -83,7 +84,10 @@ class BayesianWeights(PyroModule):
                 "for the other kinds draw for each datum as it is"
             )
         if not isinstance(structure, nn.Module):
-            raise ValueError(f"structure is a {type(structure).__name__}; expected an nn.Module with model and guide")
+            came = f"the class {structure.__name__}" if isinstance(structure, type) else f"a {type(structure).__name__}"
+            raise ValueError(f"structure is {came}; expected an nn.Module with model and guide, an instance")
+        if not (callable(where) or isinstance(where, (str, Sequence))):
+            raise ValueError(f"where is {where!r}; expected names, patterns, or a function of name and parameter")
         _check_makers(prior=prior, posterior=posterior)
         self._modules["structure"] = copy.deepcopy(structure)
         self.noise, self.num_weights = noise, num_weights
@@ -249,7 +253,7 @@ def _prior_of(prior: Prior, site: str, weights: PyroModule):
 
 def _check_makers(**makers) -> None:
     for name, maker in makers.items():
-        if isinstance(maker, nn.Module) or not callable(maker):
+        if isinstance(maker, (nn.Module, Distribution)) or not callable(maker):
             kind, example = {"prior": ("priors", "Normal"), "posterior": ("posteriors", "MeanField")}[name]
             came = repr(maker) if isinstance(maker, str) else f"a {type(maker).__name__}"
             raise ValueError(

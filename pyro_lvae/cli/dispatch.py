@@ -23,7 +23,7 @@ from ..runs import CONFIG
 from .commands import evaluate, list_, report, sample
 from .comparison import compare, compare_parser
 from .parser import Parser
-from .training import train, train_parser
+from .training import refuse_without_size, train, train_parser
 
 ERRORS = (CheckpointError, ContractError, DataError, FileExistsError, FileNotFoundError, NonFiniteLoss, ValueError)
 
@@ -126,6 +126,8 @@ def _resumed(argv: list[str]) -> str | None:
 def _arguments(parser: ArgumentParser, options: Namespace) -> dict:
     """The arguments of a command, classes made; for `train`, all options once more as YAML."""
     command = options.subcommand
+    if command == "train":
+        refuse_without_size(options.train.structure)
     arguments = parser.instantiate(options)[command].as_dict()
     if command != "train":
         return arguments

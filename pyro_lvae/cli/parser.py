@@ -30,6 +30,10 @@ KNOWN = {
 class Parser(ArgumentParser):
     """jsonargparse's, which tells every type that an option could have had; the reason alone is printed here."""
 
+    def format_help(self) -> str:
+        """Without the hundreds of modules of torch that an activation or a likelihood could be."""
+        return re.sub(r",\s+known\s+subclasses:\s[^)]*\)", ")", super().format_help())
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         if not self.exit_on_error:  # the parser of a class within an option: the outer one says it
             super().error(message, ex)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, lazy_instance
@@ -156,6 +158,18 @@ def _build(structure: Callable, bayesian: Callable | None, data: Dataset) -> nn.
     if bayesian is None:
         return module
     return bayesian(module).to(data.x_train.device)
+
+
+def refuse_without_size(chosen) -> None:
+    """Raise `ValueError` for a class whose first argument is not meant for D, which it would be given."""
+    made = resolve_name(chosen.class_path) if hasattr(chosen, "class_path") else chosen
+    first = next(iter(signature(made).parameters.values()), None) if isinstance(made, type) else None
+    if isinstance(made, type) and (first is None or (first.name != "x_dim" and first.default is not first.empty)):
+        came = "nothing" if first is None else f"{first.name!r}, with a default,"
+        raise ValueError(
+            f"{made.__name__} has {came} as its first argument, which is given the size D of the data; begin with "
+            "x_dim: int"
+        )
 
 
 def _check_evaluable(module: nn.Module, data: Dataset, supervised: bool) -> None:

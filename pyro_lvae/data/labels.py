@@ -13,7 +13,10 @@ from .dataset import DataError, Dataset
 def check_labels(data: Dataset) -> None:
     """Raise `DataError` where train or test data have no labels."""
     if data.y_train is None or data.y_test is None:
-        raise DataError(f"{data.name} has no labels for both train and test, and they are asked for")
+        raise DataError(
+            f"{data.name} has no labels for both train and test, and the structure takes them (or supervised=True asks "
+            "for them); give y_train and y_test, or take a structure without labels"
+        )
 
 
 def few_labels(data: Dataset, count: int, *, seed: int = 0, share: float = 0.0) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -173,8 +174,9 @@ class _Path:
 
     def __post_init__(self):
         for name in ("num_chains", "num_temperatures", "num_leapfrog"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
         if self.start not in ("prior", "guide"):
             raise ValueError(f"start is {self.start!r}; expected 'prior' or 'guide'")
 

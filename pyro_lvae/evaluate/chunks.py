@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ def chunked(
     Evaluation mode, no gradients; a chunk takes about `memory` bytes at most. All draws of a row fall into one chunk,
     so that it is encoded once, where they fit. The chunks of a row follow each other.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
+    if not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number, at least 1")
     with evaluating(structure):
         rows_at_once, draws = cost_of(structure, x, y).chunk(num_samples, memory)
         if rows_at_once < len(x):  # chunks of one size
@@ -174,7 +175,8 @@ def check_rows(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> tupl
     """`x` as `[N, D]` in the structure's dtype and on its device, and `y` there; or a `ValueError`."""
     if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0:
         what = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(f"x is {what}; expected a tensor [N, D] with N >= 1; flatten images to rows")
+        remedy = "flatten images to rows" if isinstance(x, Tensor) else "torch.as_tensor(array) or data.x_test is one"
+        raise ValueError(f"x is {what}; expected a tensor [N, D] with N >= 1; {remedy}")
     if not x.isfinite().all():
         raise ValueError("x holds NaN or infinite values; remove or impute them first")
     if y is not None and len(y) != len(x):

@@ -34,7 +34,8 @@ def log_likelihood(
         x: data `[N, D]`.
         num_samples: K.
         y: labels `[N, ...]`, where the structure takes them; the result is then log p(x | y) or
-            log p(x, y), as the model has it.
+            log p(x, y), as the model has it. (Those of `SemiSupervisedVAE`, `ADGM` and `SDGM` count in training alone:
+            here y is summed out, and the result is log p(x).)
         memory: bytes that a chunk of draws may take, counted as if nothing in it were freed.
         compile: run the chunks as one compiled graph; "auto" does so where it pays.
 

@@ -156,6 +156,11 @@ def prune(bayesian: BayesianWeights, fraction: float) -> nn.Module:
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must lie between 0 and 1")
     ratios = signal_to_noise(bayesian)
+    if parts := [name for name in ratios if ".parametrizations." in f".{name}"]:
+        raise ValueError(
+            f"{parts[0]!r} is a part that a weight is computed from, and the weight is not 0 where the part is; take "
+            "the parametrization away (torch.nn.utils.parametrize.remove_parametrizations), or leave it out of where"
+        )
     every = torch.cat([r.flatten() for r in ratios.values()])
     count = round(fraction * len(every))
     removed = torch.zeros_like(every, dtype=torch.bool)

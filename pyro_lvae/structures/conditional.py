@@ -99,7 +99,7 @@ class ConditionalVAE(nn.Module):
             except RuntimeError as error:
                 raise ValueError(
                     f"labels run from {y.min()} to {y.max()}; num_classes={self.num_classes} takes 0 to "
-                    f"{self.num_classes - 1}"
+                    f"{self.num_classes - 1} (with hidden ones, -1, use SemiSupervisedVAE, ADGM or SDGM)"
                 ) from error
         if not y.is_floating_point() or y.shape[1:] != (self.num_classes,):
             raise ValueError(
