@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
+from pyro.infer import MCMC, NUTS, Predictive
 from pyro.nn import PyroModule, PyroSample, pyro_method
 from test_compile import ESTIMATORS, check_equal, traced_only  # noqa: F401
 from torch import nn
@@ -690,6 +690,13 @@ def test_within_a_pyro_module_the_sites_keep_their_names(x):
     outer = Outer()
     check(outer, x)
     assert "weights.decoder.0.weight" in ledger(outer.model, outer.guide, x)
+
+
+def test_pyros_predictive_runs_on_it(x):
+    bayesian = BayesianWeights(VAE(12, 3, 8), where="decoder")  # with batch norm
+    for mode in (bayesian.train(), bayesian.eval()):
+        drawn = Predictive(mode.model, guide=mode.guide, num_samples=3)(x)
+        assert {"z1", "weights.decoder.0.weight"} <= drawn.keys()
 
 
 def test_a_pyro_module_within_keeps_its_sites(x):

@@ -188,6 +188,7 @@ class BayesianWeights(PyroModule):
 
     def _run(self, fn: Callable, weights: dict[str, Tensor], x: Tensor, y: Tensor | None):
         count, batch = self.num_draws, len(x)
+        weights = {name: self._without_ones(name, w) for name, w in weights.items()}
         x, y = (t if t is None or count == 1 else t.repeat(count, *[1] * (t.ndim - 1)) for t in (x, y))
         with ExitStack() as stack:
             stack.enter_context(self._using(weights))
@@ -195,6 +196,11 @@ class BayesianWeights(PyroModule):
             if count > 1:
                 stack.enter_context(subsample(batch))  # S copies of the rows stand for the rows
             return fn(x) if y is None else fn(x, y)
+
+    def _without_ones(self, name: str, w: Tensor) -> Tensor:
+        """A weight as the layer has it: `Predictive` hands it back with a dim of 1 for every plate."""
+        lead = w.shape[: w.ndim - self.prior(name).event_dim]
+        return w.reshape(w.shape[len(lead) :]) if lead and lead.numel() == 1 else w
 
     def _handler(self, weights: dict[str, Tensor], rows: int):
         """What the structure runs under: nothing, where plain weights do."""
