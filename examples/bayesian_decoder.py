@@ -218,11 +218,11 @@ def _is_binary(x: Tensor) -> bool:
 
 _COLUMNS = {
     "train_elbo": ("train ELBO given w", ".1f"),
-    "weight_kl": ("KL of the weights / N", ".1f"),
-    "validation_elbo": ("validation ELBO given w", ".1f"),
+    "weight_kl": ("KL(w)/N", ".1f"),
+    "validation_elbo": ("held-out ELBO given w", ".1f"),
     "validation_elbo_at_mean": ("at the mean", ".1f"),
     **{f"pruned_{part}": (f"{part:.0%} pruned", ".1f") for part in PRUNED},
-    "validation_log_p": ("validation log p(x)", ".1f"),
+    "validation_log_p": ("held-out log p(x)", ".1f"),
     "calibration_error": ("calibration error, %", ".2f"),
     "unlike": ("AUROC of other images", ".3f"),
 }
