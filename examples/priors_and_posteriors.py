@@ -45,7 +45,8 @@ def rows_of(x_dim: int, args) -> dict[str, Callable[[], nn.Module]]:
     """Makers of the structures, by the name of their row."""
     base = partial(VAE, z_dim=args.z_dim, hidden_dim=args.hidden, batch_norm=False)
     vamp = partial(VampPrior, base=base, num_pseudo_inputs=args.components)
-    ladder = partial(LadderVAE, z_dims=(args.z_dim, args.z_dim // 2), hidden_dims=(args.hidden,) * 2, batch_norm=False)
+    z_dims = (args.z_dim, max(2, args.z_dim // 2))
+    ladder = partial(LadderVAE, z_dims=z_dims, hidden_dims=(args.hidden,) * 2, batch_norm=False)
     fading = linear(args.noise, 0.0, epochs=max(1, args.epochs // 2))
     return {
         "VAE": lambda: base(x_dim),
