@@ -59,7 +59,7 @@ PRUNED = (0.5, 0.75)  # parts of the weights, those of least signal to noise
 
 def vae(data: Dataset, hidden: int, z_dim: int) -> VAE:
     """The network of the attempt."""
-    likelihood = Bernoulli if _is_binary(data.x_train) else partial(NormalLikelihood, min_variance=1e-3)
+    likelihood = Bernoulli if data.is_binary else partial(NormalLikelihood, min_variance=1e-3)
     options = dict(num_hidden=1, batch_norm=False, activation=nn.Tanh, likelihood=likelihood)
     return VAE(data.x_dim, z_dim, hidden, **options)
 
@@ -210,10 +210,6 @@ def unlike(data: Dataset, args: argparse.Namespace) -> Tensor:
 
 def _bound(draws: list[nn.Module], x: Tensor) -> float:
     return torch.stack([elbo(structure, x).mean() for structure in draws]).mean().item()
-
-
-def _is_binary(x: Tensor) -> bool:
-    return bool(((x == 0) | (x == 1)).all())
 
 
 _COLUMNS = {

@@ -96,7 +96,7 @@ class Summary:
 
     def rows(self) -> list[tuple[str, str]]:
         """The table of results, as (label, value)."""
-        given = f" (mean of {self.num_draws}, each given its weights; less their KL, a bound)" if self.num_draws else ""
+        given = f" (mean of {self.num_draws}, given the weights, whose KL is not taken off)" if self.num_draws else ""
         kl_of_weights = [("KL of the weights", f"{self.weight_kl:.2f} nats a training datum")] if self.num_draws else []
         return [
             ("structure", f"{self.structure} ({self.num_parameters:,} parameters)"),

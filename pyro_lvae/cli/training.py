@@ -163,8 +163,10 @@ def _build(structure: Callable, bayesian: Callable | None, data: Dataset) -> nn.
 def refuse_without_size(chosen) -> None:
     """Raise `ValueError` for a class whose first argument is not meant for D, which it would be given."""
     made = resolve_name(chosen.class_path) if hasattr(chosen, "class_path") else chosen
-    first = next(iter(signature(made).parameters.values()), None) if isinstance(made, type) else None
-    if isinstance(made, type) and (first is None or (first.name != "x_dim" and first.default is not first.empty)):
+    if not isinstance(made, type):  # a function has its own size
+        return
+    first = next(iter(signature(made).parameters.values()), None)
+    if first is None or (first.name != "x_dim" and first.default is not first.empty):
         came = "nothing" if first is None else f"{first.name!r}, with a default,"
         raise ValueError(
             f"{made.__name__} has {came} as its first argument, which is given the size D of the data; begin with "
