@@ -41,7 +41,8 @@ PUBLISHED = {  # permutation-invariant MNIST, log p(x) or a bound on it, nats
 
 def make(data: Dataset, args) -> nn.Module:
     torch.manual_seed(args.seed)
-    return LadderVAE(data.x_dim, args.z_dims, args.hidden_dims, num_hidden=args.num_hidden)
+    activation = nn.GLU if args.gated else nn.LeakyReLU
+    return LadderVAE(data.x_dim, args.z_dims, args.hidden_dims, num_hidden=args.num_hidden, activation=activation)
 
 
 def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> dict:
@@ -123,6 +124,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--hidden_dims", type=int, nargs="+", default=[512, 256, 128, 64, 32], help="widths of the MLPs"
     )
     parser.add_argument("--num_hidden", type=int, default=2, help="hidden layers in an MLP")
+    parser.add_argument("--gated", action="store_true", help="gated linear units in place of leaky rectifiers")
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--warm_up", type=int, default=200, help="epochs of warm-up")
     parser.add_argument("--batch_size", type=int, default=256)

@@ -16,7 +16,7 @@ def monitored(structure: nn.Module, data: Dataset, size: int, beta: dict[str, fl
         _measured(structure, _args(rows, supervised)) for rows in (data.train_rows(size), data.test_rows(size))
     )
     with torch.no_grad():  # closed forms are computed only now
-        global_kl = -float(test.global_log_weight()) / len(data.x_train)
+        global_kl = 0.0 - float(test.global_log_weight()) / len(data.x_train)  # without global sites 0, not -0
     return {
         "train_elbo": _mean(train.local_log_weight()) - global_kl,
         "test_elbo": _mean(test.local_log_weight()) - global_kl,

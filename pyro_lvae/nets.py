@@ -21,6 +21,11 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True, gain: float = 1.0) -
     return _glorot(nn.Linear(in_dim, out_dim, bias=bias), gain)
 
 
+def _units(width: int, activation: Callable[[], nn.Module]) -> int:
+    """Units before a nonlinearity that leaves `width`: one half of a gated unit's input gates the other."""
+    return 2 * width if isinstance(activation(), nn.GLU) else width
+
+
 def _glorot(layer: nn.Module, gain: float) -> nn.Module:
     nn.init.xavier_normal_(layer.weight, gain)
     if layer.bias is not None:
@@ -71,7 +76,10 @@ class Residual(nn.Sequential):
         width: what goes in and comes out of the layers.
         gain: of the last layer's initial weights. In a path of N blocks, 1 / sqrt(N) keeps the sum of what they add
             from growing with depth, which trains without normalisation (Child 2021).
-        activation: makes the nonlinearity.
+        activation: makes the nonlinearity, which keeps the width.
+
+    Raises:
+        ValueError: of a gated activation (`nn.GLU`), which halves the width.
     """
 
     def __init__(
@@ -82,6 +90,8 @@ class Residual(nn.Sequential):
         gain: float = 1.0,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
     ):
+        if isinstance(activation(), nn.GLU):
+            raise ValueError("activation is nn.GLU, which halves the width; a residual block needs one that keeps it")
         super().__init__(activation(), layer(width, width), activation(), layer(width, width, gain=gain))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -157,7 +167,8 @@ class MLP(nn.Sequential):
         hidden_dim: width of every layer, and of the output `[..., hidden_dim]`; or a width for each.
         num_layers: number of hidden layers, where `hidden_dim` is one width.
         batch_norm: normalise before each activation; the linear layers then have no bias.
-        activation: makes the nonlinearity.
+        activation: makes the nonlinearity. With `nn.GLU` (Dauphin et al. 2017), or a class derived from it, the linear
+            layers have twice the width: one half gates the other.
 
     Attributes:
         out_dim: size of the last dim of the output.
@@ -174,8 +185,9 @@ class MLP(nn.Sequential):
     ):
         layers: list[nn.Module] = []
         for width in [hidden_dim] * num_layers if isinstance(hidden_dim, int) else hidden_dim:
-            layers.append(linear(in_dim, width, bias=not batch_norm))
-            layers.extend([BatchNorm(width)] if batch_norm else [])
+            units = _units(width, activation)
+            layers.append(linear(in_dim, units, bias=not batch_norm))
+            layers.extend([BatchNorm(units)] if batch_norm else [])
             layers.append(activation())
             in_dim = width
         super().__init__(*layers)
@@ -211,12 +223,13 @@ class JointMLP(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers is {num_layers}; several inputs need one hidden layer at least")
-        whole = linear(sum(in_dims), hidden_dim)
+        units = _units(hidden_dim, activation)
+        whole = linear(sum(in_dims), units)
         has_bias = [i == 0 and not batch_norm for i in range(len(in_dims))]
-        self.first = nn.ModuleList(linear(d, hidden_dim, bias=b) for d, b in zip(in_dims, has_bias, strict=True))
+        self.first = nn.ModuleList(linear(d, units, bias=b) for d, b in zip(in_dims, has_bias, strict=True))
         for layer, weight in zip(self.first, whole.weight.detach().split(list(in_dims), 1), strict=True):
             layer.weight.data.copy_(weight)  # Glorot's variance is that of all inputs together
-        self.norm = BatchNorm(hidden_dim) if batch_norm else nn.Identity()
+        self.norm = BatchNorm(units) if batch_norm else nn.Identity()
         self.activation = activation()
         self.rest = MLP(hidden_dim, hidden_dim, num_layers - 1, batch_norm=batch_norm, activation=activation)
         self.out_dim = hidden_dim

@@ -303,7 +303,7 @@ def _warn_if_unfinished(schedules: dict[str, Schedule], epochs: int, steps: int)
     if late:
         lengths = ", ".join(f"{s.length} {s.unit}" for s in late)
         warnings.warn(
-            f"training ends after {epochs} epochs ({steps} steps), and beta reaches the end of its schedule in the one "
-            f"that follows {lengths}: the objective never becomes the ELBO. Train longer, or shorten the schedule",
+            f"beta is at the end of its schedule only after {lengths}, and training ends after {epochs} epochs "
+            f"({steps} steps): the objective never becomes the ELBO. Train longer, or shorten the schedule",
             stacklevel=3,
         )

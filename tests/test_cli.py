@@ -313,6 +313,9 @@ def test_a_structure_of_ones_own_by_its_path(tmp_path):
         (["train", "--bayesian.prior", "Lapalce"], "there is no bayesian.prior 'Lapalce'; known are Normal, Laplace, "),
         (["train", "--bayesian.posterior", "Mean"], "there is no bayesian.posterior 'Mean'; known are MeanField, "),
         (["train", "--bayesian.noise", "fliput"], "--bayesian.noise is 'fliput'; expected one of 'shared', 'local_"),
+        (["train", "--bayesian.wher", "x"], "train: --bayesian: there is no option 'wher'; --bayesian.help lists them"),
+        (["train", "--bayesian.prior.sclae", "2"], "--bayesian.prior: there is no option 'sclae'; --bayesian.prior"),
+        (["train", "--optimizer", "Adamm"], "train: --optimizer: there is no 'Adamm'; give the path of a class"),
         (["evaluate", "nowhere"], "holds no config.yaml"),
         (["train", "--resume"], "name its folder"),
     ],
@@ -432,7 +435,7 @@ def test_a_structure_of_a_yaml_file_has_its_own_defaults(tmp_path):
 def test_a_warning_is_a_sentence(capsys):
     main(["train", *SMALL, "--beta.length", "9", "--out", "run"])
     error = " ".join(capsys.readouterr().err.split())
-    assert "pyro-lvae train: training ends after 2 epochs" in error
+    assert "pyro-lvae train: beta is at the end of its schedule only after" in error
     assert "UserWarning" not in error
     assert ".py" not in error
 

@@ -206,6 +206,12 @@ class LabelledAuxiliary(Auxiliary):
             pyro.sample("a", dist.Normal(seen + label.unsqueeze(-1), 1.0).to_event(1))
 
 
+class TorchBatchNorm(Good):
+    def __init__(self):
+        super().__init__()
+        self.dec = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Linear(5, 6))
+
+
 class NoParticles(Good):
     def likelihood(self, z):
         return dist.Bernoulli(logits=self.dec(z.reshape(len(self.rows), 2))).to_event(1)
@@ -263,6 +269,7 @@ BROKEN = {
     AuxiliaryReadsArgument: r"site 'a': its distribution .* changes with x; .* what pyro.sample\(\"x\", ...\) returns",
     AuxiliaryAndReadingPrior: "site 'z1': its distribution in the model changes with x",
     NoParticles: r"leading particle dim \[2, B, z\] must pass through model and guide: RuntimeError",
+    TorchBatchNorm: "; torch's batch norm takes no dim of particles, pyro_lvae.nets.BatchNorm does",
     MixesRows: "site 'z1': the density of a row in the guide changes with the rows beside it",
     Crashes: r"model and guide must run on x of shape \(4, 6\): RuntimeError: out of cheese \(test_contract.py:",
     NoLabels: r"model\(x\) must take labels too",

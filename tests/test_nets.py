@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lvae.nets import MLP, BatchNorm, Shared, linear
+from pyro_lvae.nets import MLP, BatchNorm, JointMLP, Residual, Shared, linear
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 7, 5), (5, 5, 5), (2, 3, 7, 5)])
@@ -26,6 +26,34 @@ def test_mlp_has_its_width_and_takes_leading_dims():
     mlp = MLP(3, 8, num_layers=2)
     assert mlp.out_dim == 8
     assert mlp(torch.randn(2, 6, 3)).shape == (2, 6, 8)
+
+
+class SwiGLU(nn.GLU):
+    def forward(self, x):
+        kept, gate = x.chunk(2, -1)
+        return kept * nn.functional.silu(gate)
+
+
+@pytest.mark.parametrize(("activation", "gate"), [(nn.GLU, torch.sigmoid), (SwiGLU, nn.functional.silu)])
+def test_gated_units_have_layers_of_twice_the_width(activation, gate):
+    x = torch.randn(5, 4, 3)
+    mlp = MLP(3, (8, 6), batch_norm=False, activation=activation)
+    h = x
+    for layer in (mlp[0], mlp[2]):
+        kept, gates = (h @ layer.weight.T).chunk(2, -1)
+        h = kept * gate(gates)
+    assert mlp.out_dim == 6
+    torch.testing.assert_close(mlp(x), h)
+    joint = JointMLP((2, 1), 8, 2, activation=activation).eval()
+    alone = MLP(3, 8, 2, activation=activation).eval()
+    alone[0].weight.data = torch.cat([layer.weight for layer in joint.first], 1).detach()
+    alone[3].load_state_dict(joint.rest[0].state_dict())
+    torch.testing.assert_close(joint(*x.split([2, 1], -1)), alone(x))
+
+
+def test_a_residual_block_refuses_gated_units():
+    with pytest.raises(ValueError, match="activation is nn.GLU, which halves the width"):
+        Residual(linear, 8, activation=nn.GLU)
 
 
 def test_linear_is_glorot_normal():

@@ -256,8 +256,10 @@ def test_sharing_changes_nothing_but_the_work(x):
         (dict(z_dims=(3, 2), hidden_dims=(8,)), "2 layers .* hidden_dims 1"),
         (dict(z_dims=(), hidden_dims=()), "at least one layer"),
         (dict(z_dims=(3, 0), hidden_dims=(8, 8)), "z_dims is .* at least 1"),
+        (dict(z_dims=(3, 2), hidden_dims=((8, 8), (4, 4))), "hidden_dims is .* whole numbers"),
+        (dict(z_dims=3, hidden_dims=8), r"z_dims is 3; expected the sizes of the layers, such as \(3,\)"),
     ],
 )
 def test_sizes_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         LadderVAE(12, **arguments)

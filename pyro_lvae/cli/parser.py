@@ -45,7 +45,8 @@ def _in_a_sentence(message: str) -> str:
     text = re.sub(r"\.? (Got value|Given value( type)?): (Namespace|NestedArg)\(.*", "", text)
     key = re.match(r'Parser key "([^"]+)": ?', text)
     if key is None:
-        return text
+        unknown = re.match(r"Subcommand '(\w+)' does not accept option '([\w.]+)'", text)
+        return f"{unknown[1]} has no option {unknown[2]!r}; {unknown[1]} --help lists them" if unknown else text
     option, reason = _innermost(key[1], text[key.end() :])
     name = re.search(r"Expected a dot import path string: ([\w.]+)", reason)
     made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
@@ -54,17 +55,21 @@ def _in_a_sentence(message: str) -> str:
         return f"--{option} {made[1]}: {made[2]}{lists}"
     if name and option in KNOWN:
         return f"there is no {option} {name[1]!r}; known are {', '.join(KNOWN[option])}, or a path my_module.MyClass"
-    if name and option != key[1]:
+    if name:
         return f"--{option}: there is no {name[1]!r}; give the path of a class or function, my_module.name"
     if choice := re.match(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", reason):
         return f"--{option} is {choice[2]!r}; expected one of {choice[1]}"
     if untyped := re.search(r"Parameter '(\w+)' from '([\w.]+)\.__init__' does not specify a type", reason):
         return f"--{option} {untyped[2]}: its parameter {untyped[1]!r} has no type to read an option by; annotate it"
-    if unknown := re.match(r"Option '(\w+)' is not accepted", reason):
-        return f"--{option}: there is no option {unknown[1]!r}; --{option}.help NAME lists those of a class"
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", reason):
+        return f"--{option}: there is no option {unknown[1]!r}; {_help_of(option)}"
     if pair := re.search(r"Expected '(\S+)' to be a subclass of AnyStructure", reason):
         return f"--{option} {pair[1]}: a structure is an nn.Module with model and guide, and this is none"
     return f"--{option}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _help_of(option: str) -> str:
+    return f"--{option}.help {'lists them' if option == 'bayesian' else 'NAME lists those of a class'}"
 
 
 def _innermost(option: str, reason: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import pyro
 import pyro.distributions as dist
@@ -134,11 +135,14 @@ class HierarchicalVAE(GaussianHierarchy):
 
 
 def _check_sizes(x_dim: int, z_dims: Sequence[int], hidden_dims: Sequence[int]) -> None:
+    for name, given in (("z_dims", z_dims), ("hidden_dims", hidden_dims)):
+        if not hasattr(given, "__len__"):
+            raise TypeError(f"{name} is {given!r}; expected the sizes of the layers, such as ({given},)")
     if len(z_dims) < 1 or len(z_dims) != len(hidden_dims):
         raise ValueError(
             f"z_dims has {len(z_dims)} layers {tuple(z_dims)} and hidden_dims {len(hidden_dims)} "
             f"{tuple(hidden_dims)}; give one hidden size for each latent layer, and at least one layer"
         )
     for name, sizes in (("x_dim", (x_dim,)), ("z_dims", z_dims), ("hidden_dims", hidden_dims)):
-        if any(size < 1 for size in sizes):
-            raise ValueError(f"{name} is {sizes if name != 'x_dim' else x_dim}; sizes must be at least 1")
+        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+            raise ValueError(f"{name} is {sizes if name != 'x_dim' else x_dim}; sizes are whole numbers of at least 1")
