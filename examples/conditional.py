@@ -3,8 +3,9 @@
     python examples/conditional.py --root FOLDER        # MNIST
     python examples/conditional.py --smoke              # seconds, on the embedded digits
 
-Pictures: draws of z_1 decoded under every label, a column a draw; and test digits on the left, their z_1 decoded under
-every other label. The table has log p(x|y) for both forms of the prior p(z_1|y), and log p(x) of a plain VAE, which is
+Pictures: draws of z_1 decoded under every label, a column a draw; and test digits on the left, their style decoded under
+every other label. Style is epsilon in z_1 = mu_p(y) + sigma_p(y) epsilon, which is z_1 itself where p(z_1|y) is
+N(0, I). The table has log p(x|y) for both forms of the prior p(z_1|y), and log p(x) of a plain VAE, which is
 lower by what a label tells about x.
 """
 
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
 
 from pyro_lvae import VAE, ConditionalVAE, Dataset, linear, load
 from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
@@ -36,21 +38,33 @@ def models(data: Dataset, args) -> dict:
     }
 
 
+def prior(structure: nn.Module, data: Dataset, y: Tensor) -> TorchDistribution:
+    """p(z_1|y)."""
+    return generate(structure, data.x_test[:1].expand(len(y), -1), {}, y)["z1"][0]
+
+
+def decoded(structure: nn.Module, data: Dataset, epsilon: Tensor, y: Tensor) -> Tensor:
+    """E[x|z, y] at z = mu_p(y) + sigma_p(y) epsilon."""
+    p = prior(structure, data, y)
+    z = p.mean + p.stddev * epsilon
+    return generate(structure, data.x_test[:1].expand(len(y), -1), {"z1": z}, y)["x"][0].mean
+
+
 def on_demand(structure: nn.Module, data: Dataset, columns: int = 10) -> Figure:
-    """E[x|z, y]: a row a label, a column a draw of z ~ N(0, I)."""
-    z = torch.randn(columns, structure.z_dim).repeat(10, 1)
-    y = torch.arange(10).repeat_interleave(columns)
+    """A row a label, a column a draw of epsilon ~ N(0, I)."""
+    epsilon = torch.randn(columns, structure.z_dim).repeat(10, 1)
     with evaluating(structure):
-        x = generate(structure, data.x_test[:1].expand(len(z), -1), {"z1": z}, y)["x"][0].mean
-    return image_grid(x, data.shape, columns, "a label a row, a draw of z a column")
+        x = decoded(structure, data, epsilon, torch.arange(10).repeat_interleave(columns))
+    return image_grid(x, data.shape, columns, "a label a row, a draw of epsilon a column")
 
 
 def transfer(structure: nn.Module, data: Dataset, rows: int = 8) -> Figure:
-    """Test data, and E[x|z, y] at the mean of q(z|x, its label) under all labels."""
+    """Test data, and the epsilon of the mean of q(z|x, its label) under all labels."""
     x, y = data.x_test[:rows], data.y_test[:rows]
     with evaluating(structure):
-        z = guide_sites(structure, x, y)["z1"][0].mean.repeat_interleave(10, 0)
-        made = generate(structure, x.repeat_interleave(10, 0), {"z1": z}, torch.arange(10).repeat(rows))["x"][0].mean
+        p, z = prior(structure, data, y), guide_sites(structure, x, y)["z1"][0].mean
+        epsilon = ((z - p.mean) / p.stddev).repeat_interleave(10, 0)
+        made = decoded(structure, data, epsilon, torch.arange(10).repeat(rows))
     pairs = torch.cat([x.unsqueeze(1), made.reshape(rows, 10, -1)], 1).flatten(0, 1)
     return image_grid(pairs, data.shape, 11, "a test digit; its style under the labels 0 to 9")
 

@@ -142,9 +142,9 @@ class BatchNorm(nn.BatchNorm1d):
             self.register_buffer("weight", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         found = self._over_processes(rows) if self.synchronised and self.training else super().forward(rows)
-        return found.reshape(x.shape)
+        return found if x.ndim == 2 else found.reshape(x.shape)
 
     def _over_processes(self, x: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce

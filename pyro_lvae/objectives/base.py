@@ -25,6 +25,7 @@ class LedgerELBO(ELBO):
         num_particles: K, the draws of each local site per datum, drawn together along dim -2.
 
     Attributes:
+        averages: whether the particles of a datum are averaged (by `Ledger.averaged`), so that one needs no dim for them.
         needs_rsample: whether local sites must be reparameterised; global ones always must.
         splits_densities: whether `objective` gives log p and log q gradients of their own.
         at_fixed_draws: whether it needs log q as a function of the draw.
@@ -32,6 +33,7 @@ class LedgerELBO(ELBO):
         needs_scores: whether the guide's gradient has d log q(z|x) at fixed z in it, with a mean that is not 0.
     """
 
+    averages = False
     needs_rsample = True
     splits_densities = False
     at_fixed_draws = False
@@ -90,7 +92,8 @@ class LedgerELBO(ELBO):
         return loss.item()
 
     def _sites(self, model, guide, args: tuple, kwargs: dict) -> Ledger:
-        sites = ledger(model, guide, *args, num_particles=self.num_particles, **kwargs)
+        particles = None if self.averages and self.num_particles == 1 else self.num_particles
+        sites = ledger(model, guide, *args, num_particles=particles, **kwargs)
         self.check(sites)
         return sites
 

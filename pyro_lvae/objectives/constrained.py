@@ -32,6 +32,8 @@ class Lagrangian(LedgerELBO):
         num_particles: K.
     """
 
+    averages = True
+
     def __init__(self, allowance: float, rate: float, initial: float, num_particles: int):
         super().__init__(num_particles=num_particles)
         if not (rate > 0 and initial > 0):

@@ -30,6 +30,8 @@ class BetaTCELBO(LedgerELBO):
         num_particles: K.
     """
 
+    averages = True
+
     def __init__(
         self,
         beta: float = 6.0,
@@ -54,7 +56,7 @@ class BetaTCELBO(LedgerELBO):
         log_q, log_q_units = aggregated(site, self.size)
         parts = self.alpha * (site.log_q - log_q) + self.beta * (log_q - log_q_units)
         parts = parts + self.gamma * (log_q_units - site.log_p)
-        return sites.total((sites.local_log_weight() - site.log_ratio - site.beta * parts).mean(0))
+        return sites.total(sites.averaged(sites.local_log_weight() - site.log_ratio - site.beta * parts))
 
     def check(self, sites: Ledger) -> None:
         super().check(sites)

@@ -25,8 +25,10 @@ class SampledELBO(LedgerELBO):
         num_particles: K.
     """
 
+    averages = True
+
     def bound(self, sites: Ledger) -> Tensor:
-        return sites.total(sites.local_log_weight().mean(0))
+        return sites.total(sites.averaged(sites.local_log_weight()))
 
 
 class AnalyticELBO(LedgerELBO):
@@ -41,6 +43,8 @@ class AnalyticELBO(LedgerELBO):
     Args:
         num_particles: K.
     """
+
+    averages = True
 
     def bound(self, sites: Ledger) -> Tensor:
         return penalised(sites, closed_form(sites), {}) - _global_kl(sites) + _global_observed(sites)
@@ -62,6 +66,8 @@ class BetaELBO(LedgerELBO):
         beta: one weight, or {site: weight}, 1 for sites not named.
         num_particles: K.
     """
+
+    averages = True
 
     def __init__(self, beta: float | dict[str, float] = 4.0, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
@@ -96,6 +102,8 @@ class FreeBits(LedgerELBO):
         num_particles: K.
     """
 
+    averages = True
+
     def __init__(self, nats: float = 0.5, analytic: bool = False, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
         if not nats >= 0:
@@ -127,6 +135,8 @@ class KLBalanced(LedgerELBO):
         always: balance at beta = 1 too.
         num_particles: K.
     """
+
+    averages = True
 
     def __init__(self, always: bool = False, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
@@ -163,14 +173,14 @@ def closed_form(sites: Ledger) -> dict[str, Tensor]:
 def reconstruction(sites: Ledger) -> Tensor:
     """N/B sum_b 1/K sum_k log p(x|z): a scalar, nats; with enumerated sites, its expectation under them."""
     log_p = sum(sites.kl_shares().values(), sites.local_log_weight())
-    return sites.plate_scale() * log_p.mean(0).sum()
+    return sites.plate_scale() * sites.averaged(log_p).sum()
 
 
 def penalised(sites: Ledger, kl: dict[str, Tensor], weights: Mapping) -> Tensor:
     """The reconstruction less the weighted KLs of the local sites: a scalar, nats."""
     nothing = torch.zeros_like(sites.local_log_weight())
-    per_datum = sum((weights.get(name, 1.0) * share for name, share in kl.items()), nothing).mean(0)
-    return reconstruction(sites) - sites.plate_scale() * per_datum.sum()
+    charged = sum((weights.get(name, 1.0) * share for name, share in kl.items()), nothing)
+    return reconstruction(sites) - sites.plate_scale() * sites.averaged(charged).sum()
 
 
 def _global_kl(sites: Ledger) -> float | Tensor:

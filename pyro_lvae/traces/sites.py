@@ -115,6 +115,10 @@ class Ledger(dict[str, Site]):
         """B."""
         return next(s.log_p.shape[-1] for s in self.values() if s.is_local)
 
+    def averaged(self, value: Tensor) -> Tensor:
+        """The mean over particles of `[K, B]`, that is `[B]`; without particles, what came."""
+        return value if self.batch_dims == 1 else value.mean(0)
+
     def total(self, per_datum: Tensor) -> Tensor:
         """N/B sum_b of a bound a datum `[B]`, with the global sites outside: a scalar, nats."""
         return self.plate_scale() * per_datum.sum() + self.global_log_weight()
