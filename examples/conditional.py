@@ -3,8 +3,8 @@
     python examples/conditional.py --root FOLDER        # MNIST
     python examples/conditional.py --smoke              # seconds, on the embedded digits
 
-Pictures: draws of z_1 decoded under every label, a column a draw; and test digits on the left, their style decoded under
-every other label. Style is epsilon in z_1 = mu_p(y) + sigma_p(y) epsilon, which is z_1 itself where p(z_1|y) is
+Pictures: draws of z_1 decoded under every label, a column a draw; and test digits on the left, their style decoded
+under every other label. Style is epsilon in z_1 = mu_p(y) + sigma_p(y) epsilon, which is z_1 itself where p(z_1|y) is
 N(0, I). The table has log p(x|y) for both forms of the prior p(z_1|y), and log p(x) of a plain VAE, which is
 lower by what a label tells about x.
 """
