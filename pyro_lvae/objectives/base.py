@@ -25,7 +25,8 @@ class LedgerELBO(ELBO):
         num_particles: K, the draws of each local site per datum, drawn together along dim -2.
 
     Attributes:
-        averages: whether the particles of a datum are averaged (by `Ledger.averaged`), so that one needs no dim for them.
+        averages: whether the particles of a datum are averaged, by `Ledger.averaged`; a single one then has no dim of
+            its own.
         needs_rsample: whether local sites must be reparameterised; global ones always must.
         splits_densities: whether `objective` gives log p and log q gradients of their own.
         at_fixed_draws: whether it needs log q as a function of the draw.
