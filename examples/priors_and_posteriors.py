@@ -98,7 +98,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         num_images=args.num_images,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        beta=linear(0, 1, epochs=args.warm_up),
+        beta=linear(0, 1, steps=args.warm_up * data.num_batches(args.batch_size)),
     )
     save(pictures(structure, data), folder / FIGURES)
     return {
@@ -132,7 +132,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all if left out")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--warm_up", type=int, default=5, help="epochs of warm-up")
+    parser.add_argument("--warm_up", type=int, default=5, help="epochs of warm-up, step by step")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--z_dim", type=int, default=40)
     parser.add_argument("--hidden", type=int, default=300)
