@@ -57,6 +57,9 @@ def contenders(name: str) -> dict[str, Contender]:
     found = {
         EAGER: Contender(lambda: step_of(loop(model.ours(), x, compile=False), x)),
         COMPILED: Contender(lambda: step_of(loop(model.ours(), x, compile=True), x), needs=COMPILER),
+        f"{COMPILED}, bfloat16": Contender(
+            lambda: step_of(loop(model.ours(), x, compile=True, precision="bfloat16"), x), needs=COMPILER
+        ),
         ADAM: Contender(lambda: by_hand(model.plain(), x)),
         FUSED: Contender(lambda: by_hand(model.plain(), x, fused=True)),
         BY_HAND_COMPILED: Contender(lambda: by_hand(torch.compile(model.plain()), x), needs=COMPILER),
@@ -78,10 +81,19 @@ def contenders(name: str) -> dict[str, Contender]:
     return found
 
 
-def loop(structure: nn.Module, rows: Tensor, *, compile: bool, batch_size: int | None = None, estimator=None) -> Loop:
+def loop(
+    structure: nn.Module,
+    rows: Tensor,
+    *,
+    compile: bool,
+    batch_size: int | None = None,
+    estimator: ELBO | None = None,
+    precision: str = "float32",
+) -> Loop:
     """`fit`'s own loop at its defaults, annealed, over the rows, which are drawn anew from their grey values."""
     beta = dict.fromkeys([f"z{i + 1}" for i in range(structure.num_layers)], linear(0.1, 1, epochs=10**6))
-    given = dict(batch_size=batch_size or len(rows), monitor_size=1, has_global_sites=False, compile=compile)
+    given = dict(batch_size=batch_size or len(rows), monitor_size=1, has_global_sites=False)
+    given |= dict(compile=compile, precision=precision)
     defaults = {name: p.default for name, p in signature(fit).parameters.items()}
     options = {
         name: defaults[name] for name, p in signature(Loop).parameters.items() if _is_open(p) and name in defaults

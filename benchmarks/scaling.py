@@ -85,6 +85,9 @@ def renyi(particles: int) -> dict[str, Contender]:
         f"{pyros}, tuned": Contender(lambda: _tuned(_ladder(5), _theirs(particles), x)),
         f"{ours}, eager": Contender(lambda: _step(_ladder(5), x, particles, False)),
         f"{ours}, compiled": Contender(lambda: _step(_ladder(5), x, particles, True), needs=COMPILER),
+        f"{ours}, compiled, bfloat16": Contender(
+            lambda: _step(_ladder(5), x, particles, True, precision="bfloat16"), needs=COMPILER
+        ),
         f"{ours}, resampled={few}, eager": Contender(lambda: _step(_ladder(5), x, particles, False, resampled=few)),
         f"{ours}, resampled={few}, compiled": Contender(
             lambda: _step(_ladder(5), x, particles, True, resampled=few), needs=COMPILER
@@ -97,9 +100,17 @@ def _ladder(layers: int) -> LadderVAE:
     return LadderVAE(784, Z_DIMS[:layers], HIDDEN[:layers])
 
 
-def _step(structure: nn.Module, x: Tensor, particles: int | None, compile: bool, **options) -> Run:
-    estimator = None if particles is None else IWAE(num_particles=particles, **options)
-    return step_of(loop(structure, x, compile=compile, estimator=estimator), x)
+def _step(
+    structure: nn.Module,
+    x: Tensor,
+    particles: int | None,
+    compile: bool,
+    *,
+    resampled: int | None = None,
+    precision: str = "float32",
+) -> Run:
+    estimator = None if particles is None else IWAE(particles, resampled=resampled)
+    return step_of(loop(structure, x, compile=compile, estimator=estimator, precision=precision), x)
 
 
 def _theirs(particles: int) -> RenyiELBO:
