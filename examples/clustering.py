@@ -47,6 +47,8 @@ from pyro_lvae.plots import image_grid, pca, save
 from pyro_lvae.results import write_text
 from pyro_lvae.traces import generate
 
+NEXT_TO_A_POINT = -4.0  # before the softplus: a variance of 0.02
+
 
 class SquaredError(nn.Module):
     """Grey values: h -> N(sigmoid(W h + b), 1), with the parameters of `Bernoulli`."""
@@ -85,7 +87,7 @@ def mixture_of(codes: Tensor, num_clusters: int, seed: int, covariances: str = "
     mixture = GaussianMixture(
         num_clusters, covariance_type=covariances, n_init=5, random_state=seed, reg_covar=1e-5, max_iter=300
     )
-    return mixture.fit(codes.numpy())
+    return mixture.fit(codes.double().numpy())
 
 
 def from_mixture(codes: Tensor, labels: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, ...]:
@@ -102,7 +104,6 @@ def from_labels(codes: Tensor, labels: Tensor, num_clusters: int, seed: int) -> 
     return pi, torch.stack([part.mean(0) for part in of]), torch.stack([part.var(0) for part in of])
 
 
-NEXT_TO_A_POINT = -4.0  # before the softplus: a variance of 0.02
 STARTS = {"mixture": from_mixture, "labels": from_labels}
 
 
@@ -110,7 +111,7 @@ def of_codes(x_train: Tensor, x_test: Tensor, data: Dataset, *options) -> dict:
     """Accuracies of a mixture fitted to training codes."""
     mixture = mixture_of(x_train, *options)
     return {
-        name: clustering_accuracy(torch.from_numpy(mixture.predict(x.numpy())), y)
+        name: clustering_accuracy(torch.from_numpy(mixture.predict(x.double().numpy())), y)
         for name, x, y in (("train", x_train, data.y_train), ("test", x_test, data.y_test))
     }
 
@@ -214,7 +215,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vae_epochs", type=int, default=20, help="of the VAE; 0 leaves its row out")
     parser.add_argument("--vae_hidden", type=int, default=500)
     parser.add_argument("--num_pixels", type=int, default=10000, help="rows for the mixture on pixels")
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=128, help="of VAE and VaDE; the autoencoder's is 256")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, default=Path("runs/clustering"))
     return parsed(

@@ -281,8 +281,9 @@ def _particles(structure, args: tuple) -> Iterator[str]:
     try:
         model_trace, guide_trace = trace_pair(structure.model, structure.guide, *args, num_particles=2)
     except Exception as error:
-        passing = "samples with a leading particle dim [2, B, z] must pass through model and guide"
-        yield f"{passing}: {_said(error)}{_hint(error)}"
+        is_norm = "running_mean should contain" in str(error)
+        hint = "; torch's batch norm takes no dim of particles, pyro_lvae.nets.BatchNorm does" if is_norm else ""
+        yield f"samples with a leading particle dim [2, B, z] must pass through model and guide: {_said(error)}{hint}"
         return
     sizes = (2, len(args[0]))
     yield from _densities(_latents_and_data(model_trace), _latents_and_data(guide_trace), sizes, note)
@@ -303,8 +304,6 @@ def _hint(error: Exception) -> str:
         return "; data and weights must have one dtype: x.float(), or structure.double()"
     if "more than 1 value per channel" in str(error):
         return "; batch norm needs several rows: leave it out (batch_norm=False) where a network sees one"
-    if "running_mean should contain" in str(error):
-        return "; torch's batch norm takes no dim of particles, pyro_lvae.nets.BatchNorm does"
     if "shapes cannot be multiplied" in str(error):
         return "; was the structure made for rows of another size?"
     return ""

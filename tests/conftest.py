@@ -72,6 +72,7 @@ STRUCTURES = {
     "HierarchicalVAE": partial(HierarchicalVAE, **SIZES),
     "HierarchicalVAE-no-bn": partial(HierarchicalVAE, **SIZES, batch_norm=False),
     "LadderVAE": partial(LadderVAE, **SIZES),
+    "LadderVAE-gated": partial(LadderVAE, **SIZES, activation=torch.nn.GLU),
     "LadderVAE-one-layer": partial(LadderVAE, 12, (3,), (8,)),
     "LadderVAE-unshared": partial(LadderVAE, **SIZES, share_top_down=False),
     "LadderVAE-mu-upwards": partial(LadderVAE, **SIZES, mu_upwards=True, head_batch_norm=False),

@@ -327,6 +327,12 @@ def test_errors_are_one_sentence_and_leave_nothing_behind(argv, message, capsys,
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_an_unknown_key_of_a_file_is_named(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("num-epochs: 3\n")
+    said = _fails(capsys, "train", "--config", str(tmp_path / "mine.yaml"))
+    assert "train has no option 'num-epochs'; pyro-lvae train --help lists them" in said
+
+
 @pytest.mark.parametrize("command", [["-m", "pyro_lvae", "--help"], ["-m", "pyro_lvae", "train", "--help"]])
 def test_help_runs_as_a_module(command):
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True)

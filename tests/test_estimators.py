@@ -636,6 +636,18 @@ class Flow(nn.Module):
             pyro.sample("z", dist.TransformedDistribution(base, [affine]).to_event(1))
 
 
+class OverTheFirstDim(SampledELBO):
+    def bound(self, sites):
+        return sites.total(sites.local_log_weight().mean(0))
+
+
+def test_a_mean_over_the_batch_in_place_of_the_particles_is_refused(x):
+    structure = TwoLayers()
+    with pytest.raises(ValueError, match=r"each datum has shape \(\), expected \(5,\).* Ledger.averaged"):
+        OverTheFirstDim().differentiable_loss(structure.model, structure.guide, x)
+    OverTheFirstDim(3).differentiable_loss(structure.model, structure.guide, x)
+
+
 @pytest.mark.parametrize("name", ["STL", "DReG", "RWS", "TVO"])
 def test_cached_transforms_are_refused_where_the_density_must_be_that_of_the_draw(name, x):
     estimator, flow = ESTIMATORS[name][0](), Flow(1)

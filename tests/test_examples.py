@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pyro_lvae.checkpoint import load_checkpoint
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "all")
 
@@ -23,6 +25,14 @@ def test_example_runs(path, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
     if path.stem not in WITHOUT_PICTURES:
         assert list(tmp_path.rglob("*.png"))
+
+
+def test_the_ladder_at_length_with_gated_units(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ladder_finetuned.py", "--smoke", "--gated", "--estimators", "IWAE"])
+    runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"), run_name="__main__")
+    weights = load_checkpoint(tmp_path / "runs" / "ladder_finetuned-smoke" / "first" / "checkpoint.pt")["structure"]
+    assert weights["decoder.0.weight"].shape == (32, 4)  # 16 units, and as many gates
 
 
 def test_all_runs_what_it_is_asked_for_and_tells_what_failed(tmp_path):

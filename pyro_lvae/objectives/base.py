@@ -25,8 +25,8 @@ class LedgerELBO(ELBO):
         num_particles: K, the draws of each local site per datum, drawn together along dim -2.
 
     Attributes:
-        averages: whether the particles of a datum are averaged, by `Ledger.averaged`; a single one then has no dim of
-            its own.
+        needs_particle_dim: whether `bound` wants the densities of a single draw as `[1, B]`; with `False` they are
+            `[B]`, which is faster, and `Ledger.averaged` takes the mean over particles where there are some.
         needs_rsample: whether local sites must be reparameterised; global ones always must.
         splits_densities: whether `objective` gives log p and log q gradients of their own.
         at_fixed_draws: whether it needs log q as a function of the draw.
@@ -34,7 +34,7 @@ class LedgerELBO(ELBO):
         needs_scores: whether the guide's gradient has d log q(z|x) at fixed z in it, with a mean that is not 0.
     """
 
-    averages = False
+    needs_particle_dim = True
     needs_rsample = True
     splits_densities = False
     at_fixed_draws = False
@@ -93,7 +93,7 @@ class LedgerELBO(ELBO):
         return loss.item()
 
     def _sites(self, model, guide, args: tuple, kwargs: dict) -> Ledger:
-        particles = None if self.averages and self.num_particles == 1 else self.num_particles
+        particles = self.num_particles if self.num_particles > 1 or self.needs_particle_dim else None
         sites = ledger(model, guide, *args, num_particles=particles, **kwargs)
         self.check(sites)
         return sites

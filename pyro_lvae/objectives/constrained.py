@@ -32,7 +32,7 @@ class Lagrangian(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def __init__(self, allowance: float, rate: float, initial: float, num_particles: int):
         super().__init__(num_particles=num_particles)

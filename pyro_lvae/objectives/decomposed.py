@@ -30,7 +30,7 @@ class BetaTCELBO(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def __init__(
         self,

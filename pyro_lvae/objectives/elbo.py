@@ -25,7 +25,7 @@ class SampledELBO(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def bound(self, sites: Ledger) -> Tensor:
         return sites.total(sites.averaged(sites.local_log_weight()))
@@ -44,7 +44,7 @@ class AnalyticELBO(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def bound(self, sites: Ledger) -> Tensor:
         return penalised(sites, closed_form(sites), {}) - _global_kl(sites) + _global_observed(sites)
@@ -67,7 +67,7 @@ class BetaELBO(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def __init__(self, beta: float | dict[str, float] = 4.0, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
@@ -102,7 +102,7 @@ class FreeBits(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def __init__(self, nats: float = 0.5, analytic: bool = False, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
@@ -136,7 +136,7 @@ class KLBalanced(LedgerELBO):
         num_particles: K.
     """
 
-    averages = True
+    needs_particle_dim = False
 
     def __init__(self, always: bool = False, num_particles: int = 1):
         super().__init__(num_particles=num_particles)

@@ -45,7 +45,7 @@ class BidirectionalLadderVAE(nn.Module):
         hidden_dim: width of both paths.
         likelihood: `(in_dim, x_dim) -> nn.Module` that maps features to a distribution over x.
         num_blocks: residual blocks of two hidden layers in each step of a path; 0 makes every conditional linear.
-        activation: makes the nonlinearity.
+        activation: makes the nonlinearity, which keeps the width.
         min_variance: floor of the latent variances. A layer without use shrinks in p and q together, at no cost, and
             the noise of gradients grows with its precision.
 

@@ -50,7 +50,7 @@ class ConvLadderVAE(nn.Module):
         z_channels: maps of a latent layer.
         likelihood: `(in_dim, x_dim) -> nn.Module` that maps features to a distribution over x by linear layers; they
             become 1x1 convolutions of feature maps, as `over_pixels` has it.
-        activation: makes the nonlinearity.
+        activation: makes the nonlinearity, which keeps the width.
         min_variance: floor of the latent variances. A layer without use shrinks in p and q together, at no cost, and
             the noise of gradients grows with its precision.
 

@@ -137,7 +137,7 @@ class HierarchicalVAE(GaussianHierarchy):
 def _check_sizes(x_dim: int, z_dims: Sequence[int], hidden_dims: Sequence[int]) -> None:
     for name, given in (("z_dims", z_dims), ("hidden_dims", hidden_dims)):
         if not hasattr(given, "__len__"):
-            raise TypeError(f"{name} is {given!r}; expected the sizes of the layers, such as ({given},)")
+            raise TypeError(f"{name} is {given!r}; expected the sizes of the layers one after another, as in (64, 32)")
     if len(z_dims) < 1 or len(z_dims) != len(hidden_dims):
         raise ValueError(
             f"z_dims has {len(z_dims)} layers {tuple(z_dims)} and hidden_dims {len(hidden_dims)} "

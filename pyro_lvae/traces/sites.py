@@ -120,7 +120,16 @@ class Ledger(dict[str, Site]):
         return value if self.batch_dims == 1 else value.mean(0)
 
     def total(self, per_datum: Tensor) -> Tensor:
-        """N/B sum_b of a bound a datum `[B]`, with the global sites outside: a scalar, nats."""
+        """N/B sum_b of a bound a datum `[B]`, with the global sites outside: a scalar, nats.
+
+        Raises:
+            ValueError: it is not `[B]`.
+        """
+        if per_datum.ndim != 1:
+            raise ValueError(
+                f"the bound of each datum has shape {tuple(per_datum.shape)}, expected ({self.batch_rows},); densities "
+                "of a single draw may have no dim of particles: Ledger.averaged takes the mean over those there are"
+            )
         return self.plate_scale() * per_datum.sum() + self.global_log_weight()
 
     def local_log_weight(self) -> Tensor:
