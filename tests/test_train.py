@@ -173,7 +173,7 @@ def test_global_sites_count_once(tiny):
 
 
 def test_a_warning_when_training_ends_before_warm_up_does(tiny):
-    with pytest.warns(UserWarning, match=r"after 2 epochs \(6 steps\), and beta .* that follows 5 epochs: "):
+    with pytest.warns(UserWarning, match=r"only after 5 epochs, and training ends after 2 epochs \(6 steps\): "):
         fit(ladder(), tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=5), **QUIET)
     with pytest.warns(UserWarning, match="follows 2 epochs"):  # the second has 0.5
         fit(ladder(), tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=2), **QUIET)
