@@ -175,7 +175,7 @@ def test_global_sites_count_once(tiny):
 def test_a_warning_when_training_ends_before_warm_up_does(tiny):
     with pytest.warns(UserWarning, match=r"only after 5 epochs, and training ends after 2 epochs \(6 steps\): "):
         fit(ladder(), tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=5), **QUIET)
-    with pytest.warns(UserWarning, match="follows 2 epochs"):  # the second has 0.5
+    with pytest.warns(UserWarning, match="only after 2 epochs"):  # the second has 0.5
         fit(ladder(), tiny, epochs=2, batch_size=16, beta=linear(0, 1, epochs=2), **QUIET)
     with pytest.warns(UserWarning, match="9 steps"):
         fit(ladder(), tiny, epochs=2, batch_size=16, beta={"z2": cyclical(steps=9)}, **QUIET)
