@@ -6,7 +6,8 @@
 Sonderby et al. (2016, table 1): -82.12 nats, -81.84 after more epochs at a falling learning rate, -81.74 with ten
 importance samples in them. Here the learning rate falls along a cosine in the first part, and each fine-tuning starts
 from its end: by IWAE (one sample is the ELBO), by DReG, whose gradients for the guide are less noisy, and with a moving
-average of the weights. All stay permutation-invariant. Each part has a run folder under --out; stopped or done, the
+average of the weights. All stay permutation-invariant, with --gated too, which puts gated linear units into the MLPs.
+Each part has a run folder under --out; stopped or done, the
 same command goes on from there. --start names the folder of a run that is to be trained on in place of the first part.
 """
 

@@ -169,6 +169,10 @@ def test_global_sites_count_once(tiny):
         fit(Mean(), tiny, RenyiELBO(), **QUIET)
 
 
+def test_without_global_sites_their_kl_is_zero_and_has_no_sign(tiny):
+    assert str(fit(ladder(), tiny, epochs=1, **QUIET)[-1].global_kl) == "0.0"
+
+
 # ---------------------------------------------------------------------- refusals and warnings
 
 

@@ -43,11 +43,11 @@ class Parser(ArgumentParser):
 def _in_a_sentence(message: str) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
     text = re.sub(r"\.? (Got value|Given value( type)?): (Namespace|NestedArg)\(.*", "", text)
+    if unknown := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", text):
+        return f"{unknown[1]} has no option {unknown[2]!r}; pyro-lvae {unknown[1]} --help lists them"
     key = re.match(r'Parser key "([^"]+)": ?', text)
     if key is None:
-        unknown = re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", text)
-        lists = f"pyro-lvae {unknown[1]} --help lists them" if unknown else ""
-        return f"{unknown[1]} has no option {unknown[2]!r}; {lists}" if unknown else text
+        return text
     option, reason = _innermost(key[1], text[key.end() :])
     name = re.search(r"Expected a dot import path string: ([\w.]+)", reason)
     made = re.search(r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?: - Expected a NoneType.*)?$", reason)
