@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pyro_lvae import ConditionalVAE
 from pyro_lvae.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,16 @@ def test_the_ladder_at_length_with_gated_units(tmp_path, monkeypatch):
     runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"), run_name="__main__")
     weights = load_checkpoint(tmp_path / "runs" / "ladder_finetuned-smoke" / "first" / "checkpoint.pt")["structure"]
     assert weights["decoder.0.weight"].shape == (32, 4)  # 16 units, and as many gates
+
+
+def test_style_goes_through_a_learned_prior(tiny):
+    """E[x|z, y] at z = mu_p(y) + 2 sigma_p(y)."""
+    decoded = runpy.run_path(str(ROOT / "examples" / "conditional.py"))["decoded"]
+    vae, y = ConditionalVAE(12, 3, 2, 16, learn_prior=True).eval(), torch.arange(3)
+    p = vae.prior(torch.eye(3))
+    features = vae.decoder(torch.cat([p.mean + 2 * p.stddev, torch.eye(3)], -1))
+    with torch.no_grad():
+        torch.testing.assert_close(decoded(vae, tiny, torch.full((3, 2), 2.0), y), vae.likelihood(features).mean)
 
 
 def test_all_runs_what_it_is_asked_for_and_tells_what_failed(tmp_path):
