@@ -48,7 +48,7 @@ def make(data: Dataset, args) -> nn.Module:
 
 def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> dict:
     """Train, or go on with what is in `folder`; what a row shows."""
-    common = dict(num_samples=args.num_samples, num_images=args.num_images, batch_size=args.batch_size)
+    common = {name: getattr(args, name) for name in ("num_samples", "num_images", "batch_size", "precision")}
     found = trained(structure, data, folder, **common, **options)
     log_p = found.test_log_likelihood
     return {"train ELBO": found.train_elbo, "test ELBO": found.test_elbo, "test log p(x)": log_p} | {
@@ -130,6 +130,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warm_up", type=int, default=200, help="epochs of warm-up")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--average", type=float, default=None, help="decay of the average of weights; none if left out")
     parser.add_argument("--start", default=None, help="run folder to train on, in place of the first part")
     parser.add_argument("--fine_epochs", type=int, default=200)

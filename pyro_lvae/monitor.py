@@ -11,7 +11,7 @@ from .traces import Ledger, evaluating, fixed_noise, ledger
 
 
 def monitored(structure: nn.Module, data: Dataset, size: int, beta: dict[str, float], supervised: bool) -> dict:
-    """The ELBOs and KLs of `EpochMetrics`, on the first `size` rows of either set, with the same noise at each call."""
+    """The ELBOs and KLs of `EpochMetrics`, on `size` rows of either set, with the same noise at each call."""
     train, test = (
         _measured(structure, _args(rows, supervised)) for rows in (data.train_rows(size), data.test_rows(size))
     )

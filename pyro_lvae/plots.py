@@ -282,7 +282,7 @@ def draw(
     classes = None if labels is None or labels.ndim > 1 else labels  # several factors have no one colour
     figures |= {"active_units": active_units(activity), "pca": pca(posterior_samples(structure, x, y=y), classes)}
     if len(data.shape) == 2:
-        figures |= _pictures(structure, data, y)
+        figures |= _pictures(structure, data, y is not None)
     return figures
 
 
@@ -303,18 +303,16 @@ def save_array(path: Path, x: Tensor) -> None:
     os.replace(partial, path)
 
 
-def _pictures(structure: nn.Module, data: Dataset, y: Tensor | None) -> dict[str, Figure]:
-    x, count = data.x_test, min(64, len(data.x_test))
-    if y is not None:
-        y = y[:count]
-    first = slice(0, min(10, len(x)))
-    of_first = reconstructions(structure, x[first], data.shape, None if y is None else y[first])
-    figures = {"reconstructions": of_first}
+def _pictures(structure: nn.Module, data: Dataset, supervised: bool) -> dict[str, Figure]:
+    (shown, y_shown), (x, y) = data.test_rows(10), data.test_rows(64)
+    if not supervised:
+        y_shown = y = None
+    figures = {"reconstructions": reconstructions(structure, shown, data.shape, y_shown)}
     if can_generate(structure, x, y):
-        samples = sample_prior(structure, count, x, y=y)
+        samples = sample_prior(structure, len(x), x, y=y)
         figures["samples"] = image_grid(samples, data.shape, 8, "E[x | z] with z from the prior")
     if y is None and len(x) > 1:
-        figures["interpolations"] = interpolations(structure, x[:6], data.shape)
+        figures["interpolations"] = interpolations(structure, data.test_rows(6)[0], data.shape)
     if y is None and planar_layer(structure, x) is not None:
         figures["manifold"] = latent_manifold(structure, x, data.shape)
     return figures

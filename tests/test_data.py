@@ -59,6 +59,18 @@ def test_skipped_batches_are_the_first():
     assert torch.equal(next(iter(data.batches(4, order, skip=2)))[0], whole[2])
 
 
+def test_rows_for_evaluation_are_spread_over_sorted_data():
+    x, y = torch.arange(40.0).view(20, 2), torch.arange(10).repeat_interleave(2)
+    data = Dataset("sorted", x, x[:17], y, y[:17])
+    for count, labels in ((10, range(10)), (5, range(0, 10, 2)), (20, y), (99, y)):
+        rows, of = data.train_rows(count)
+        assert of.tolist() == list(labels)
+        assert torch.equal(rows, x[: len(of) * (20 // len(of)) : 20 // len(of)])
+    rows, of = data.test_rows(3)
+    assert torch.equal(rows, x[[0, 5, 11]])
+    assert of.tolist() == [0, 2, 5]
+
+
 def test_own_npz(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 5), dtype=np.uint8)
     np.savez(tmp_path / "own.npz", x_train=images[:15], x_test=images[15:], y_train=np.arange(15), y_test=np.arange(5))

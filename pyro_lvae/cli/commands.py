@@ -34,7 +34,7 @@ def evaluate(
     Args:
         run: the run folder; its summary.json and report.html are renewed.
         num_samples: importance samples of the log-likelihood.
-        num_images: the first so many test images are taken for it; left out, all.
+        num_images: test images taken for it, spread evenly over the set; left out, all.
         seed: of the random numbers.
         device: left out, CUDA where there is one.
     """

@@ -51,7 +51,7 @@ def compare(
         root: without a run: folder of the data.
         binarize: without a run: as for `train`.
         structure: without a run: as for `train`.
-        num_rows: the first so many test rows are the batch; with train_seconds, those of the log p(x).
+        num_rows: test rows in the batch, spread evenly over the set; with train_seconds, those of the log p(x).
         num_repeats: draws of each value and gradient.
         num_samples: importance samples of log p(x).
         num_temperatures: of annealed importance sampling; 0 leaves it out.

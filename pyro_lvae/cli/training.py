@@ -94,7 +94,7 @@ def train(
         resume: see FLAGS.
         overwrite: see FLAGS.
         num_samples: importance samples of the final log-likelihood.
-        num_images: the first so many test images are taken for it.
+        num_images: test images taken for it, spread evenly over the set.
         tensorboard: write TensorBoard files too.
         supervised: pass the labels to model and guide; left out, where the structure says that it takes them.
         labels: keep so many training labels, as many of each class, and hide the others (for SemiSupervisedVAE).

@@ -114,13 +114,19 @@ class Dataset:
             )
 
     def train_rows(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """The first `count` training rows, in a form fit for evaluation (binarised like the test set)."""
-        x = self.x_train[:count]
-        return binarized(x) if self.binarize else x, None if self.y_train is None else self.y_train[:count]
+        """`count` training rows spread evenly (data may be sorted), or all; binarised like the test set."""
+        rows = _spread(len(self.x_train), count)
+        x = self.x_train[rows]
+        return binarized(x) if self.binarize else x, None if self.y_train is None else self.y_train[rows]
 
     def test_rows(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """The first `count` test rows and their labels."""
-        return self.x_test[:count], None if self.y_test is None else self.y_test[:count]
+        """`count` test rows spread evenly (data may be sorted), or all, and their labels."""
+        rows = _spread(len(self.x_test), count)
+        return self.x_test[rows], None if self.y_test is None else self.y_test[rows]
+
+
+def _spread(total: int, count: int) -> slice | Tensor:
+    return slice(None) if count >= total else torch.arange(count) * total // count
 
 
 def binarized(x: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def summarize(
     Args:
         history: what `fit` returned.
         num_samples: importance samples of each log-likelihood.
-        num_images: first test rows that the log-likelihood takes; all if `None`. KL, active units
-            and ELBOs take them all (the train ELBO as many training rows).
+        num_images: test rows that the log-likelihood takes, spread evenly; all if `None`. KL, active
+            units and ELBOs take them all (the train ELBO as many training rows).
         supervised: pass labels; left out, where the structure says that it takes them.
         num_draws: draws of the weights, where they have a posterior.
         processes: that share the rows of the bounds and log-likelihoods; all must call this alike.
@@ -45,8 +45,8 @@ def summarize(
     supervised = takes_labels(structure, supervised)
     x, y = data.test_rows(len(data.x_test))
     x_train, y_train = data.train_rows(len(x))
-    y, y_train = (y, y_train) if supervised else (None, None)
-    count = len(x) if num_images is None else min(num_images, len(x))
+    scored, y_scored = data.test_rows(len(x) if num_images is None else num_images)
+    y, y_train, y_scored = (y, y_train, y_scored) if supervised else (None, None, None)
     is_bayesian = isinstance(structure, BayesianWeights)
     draws = [structure.draw() for _ in range(num_draws)] if is_bayesian else [structure]
     point = structure.mean() if is_bayesian else structure
@@ -61,7 +61,7 @@ def summarize(
 
     log_p = None
     if has_likelihood(point, x[:1], None if y is None else y[:1]):
-        log_p = processes.by_share(log_p_of, x[:count], None if y is None else y[:count])
+        log_p = processes.by_share(log_p_of, scored, y_scored)
     activity = posterior_activity(point, x, y=y)
     seconds = history[-1].seconds if history else 0.0
     return Summary(
@@ -77,7 +77,7 @@ def summarize(
         test_log_likelihood=None if log_p is None else log_p.mean().item(),
         test_log_likelihood_stderr=_stderr(log_p),
         num_samples=num_samples,
-        num_images=count,
+        num_images=len(scored),
         kl_per_layer=kl_per_layer(point, x, y=y),
         active_units={name: layer.active for name, layer in activity.items()},
         units={name: layer.variance.numel() for name, layer in activity.items()},
