@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -29,12 +28,12 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint with `weights_only=True`; raises `CheckpointError` with the remedy."""
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}; check the path, or train without resume")
+        found = f"{path} is a folder; name the file within it" if path.is_dir() else f"there is no checkpoint at {path}"
+        raise CheckpointError(f"{found}; check the path, or begin a new run")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # of an unpickler, advice to trust the file, which is not passed on
-        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({str(error).splitlines()[0]})"
-        raise CheckpointError(f"{path} is damaged or is no checkpoint{why}") from error
+    except Exception as error:  # an unpickler's says to trust the file, others little; both are not passed on
+        raise CheckpointError(f"{path} is damaged or is no checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT})")
     return state

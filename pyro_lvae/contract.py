@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import traceback
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from .conditionals import is_point
 from .traces import DATA, data_frame, evaluating, fixed_noise, replay, run, trace_pair
 
+_LIBRARIES = tuple(os.path.dirname(module.__file__) + os.sep for module in (torch, pyro))
+
 
 class ContractError(ValueError):
     """A structure breaks rules; `.broken` lists one sentence for each."""
@@ -23,7 +26,8 @@ class ContractError(ValueError):
     def __init__(self, structure, broken: list[str]):
         self.broken = broken
         lines = "\n".join(f"  - {sentence}" for sentence in broken)
-        super().__init__(f"{type(structure).__name__} breaks {len(broken)} rule(s) of a structure:\n{lines}")
+        name = (structure if isinstance(structure, type) else type(structure)).__name__
+        super().__init__(f"{name} breaks {len(broken)} rule(s) of a structure:\n{lines}")
 
 
 def check(structure: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
@@ -48,6 +52,11 @@ def takes_labels(structure: nn.Module, asked: bool | None = None) -> bool:
     return bool(getattr(structure, "takes_labels", False)) if asked is None else asked
 
 
+def is_set_up(structure) -> bool:
+    """Whether it is a module whose `__init__` called that of `nn.Module`."""
+    return isinstance(structure, nn.Module) and "_parameters" in vars(structure)
+
+
 def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
     if faults := list(_not_runnable(structure, x)):
         yield from faults
@@ -63,10 +72,10 @@ def _broken_rules(structure, x: Tensor, y: Tensor | None) -> Iterator[str]:
         except Exception as error:
             yield f"model and guide must run on x of shape {tuple(args[0].shape)}: {_said(error)}{_hint(error)}"
             return
-        if misnamed := list(_misnamed((model_trace, guide_trace), len(args[0]))):
-            yield from misnamed
-            return
         model, guide = _latents_and_data(model_trace), _latents_and_data(guide_trace)
+        if broken := [*_misnamed(model, guide, len(args[0])), *_enumeration(model, guide)]:
+            yield from broken
+            return
         yield from _pairing(model, guide, y is not None)
         yield from _plates({**guide, **model}, len(args[0]))
         yield from _global_sites(model, guide)
@@ -87,6 +96,8 @@ def _not_runnable(structure, x) -> Iterator[str]:
         return
     if not isinstance(structure, nn.Module):
         yield f"a structure is an nn.Module, this is a {type(structure).__name__}; derive it from torch.nn.Module"
+    elif not is_set_up(structure):
+        yield "its __init__ does not call that of torch.nn.Module; let it begin with super().__init__()"
     for name in ("model", "guide"):
         method = getattr(structure, name, None)
         if not callable(method):
@@ -133,20 +144,39 @@ def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
     for name, site in model.items():
         in_model_alone = site["infer"].get("enumerate") or site["is_observed"]
         if not in_model_alone and name not in guide:
-            yield f"site {name!r}: the model samples it and the guide does not; sample it in the guide too"
+            sum_out = ', or mark it infer={"enumerate": "parallel"} in the model' if _can_enumerate(site) else ""
+            yield f"site {name!r}: the model samples it and the guide does not; sample it in the guide too{sum_out}"
     for name, site in guide.items():
         if name not in model and not site["infer"].get("is_auxiliary") and not _is_deterministic(site):
             yield f"site {name!r}: the guide samples it and the model does not; give the model a site of that name"
 
 
-def _misnamed(traces: tuple, batch: int) -> Iterator[str]:
+def _misnamed(model: dict, guide: dict, batch: int) -> Iterator[str]:
     """The data plate under another name."""
-    sites = [site for trace in traces for site in _latents_and_data(trace).values()]
-    plates = {f.name: (f.dim, f.size) for site in sites for f in site["cond_indep_stack"] if f.vectorized}
-    found = sorted(name for name, plate in plates.items() if plate == (-1, batch))
-    if DATA not in plates and found:
+    plates = [[f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized] for sites in (model, guide)]
+    without = [frames for frames in plates if all(f.name != DATA for f in frames)]
+    found = sorted({f.name for frames in without for f in frames if (f.dim, f.size) == (-1, batch)})
+    if found:
         called = ", ".join(map(repr, found))
         yield f'the plate of the data is called {called}; write pyro.plate("{DATA}", len(x), dim=-1)'
+
+
+def _can_enumerate(site: dict) -> bool:
+    return bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
+def _enumeration(model: dict, guide: dict) -> Iterator[str]:
+    for where, sites in (("model", model), ("guide", guide)):
+        for name, site in sites.items():
+            asked = site["infer"].get("enumerate")
+            if asked and asked != "parallel":
+                yield f'site {name!r}: marked infer={{"enumerate": {asked!r}}} in the {where}; write "parallel"'
+            elif asked and not _can_enumerate(site):
+                kind = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+                yield (
+                    f"site {name!r}: marked to be enumerated in the {where}, and a {kind} has no list of values; take "
+                    "the mark away"
+                )
 
 
 def _plates(sites: dict, batch: int) -> Iterator[str]:
@@ -271,9 +301,33 @@ def _training_mode(structure, args: tuple) -> Iterator[str]:
     except Exception:  # what cannot be copied is not judged
         return
     try:
-        trace_pair(training.model, training.guide, *args)
+        with torch.enable_grad():
+            traces = trace_pair(training.model, training.guide, *args)
+            densities = [s["fn"].log_prob(s["value"]).sum() for t in traces for s in _latents_and_data(t).values()]
     except Exception as error:
         yield f"model and guide must run in training mode too: {_said(error)}{_hint(error)}"
+        return
+    own = {id(p) for module in (structure, training) for p in module.parameters()}  # a patched method keeps the former
+    unlisted = [tuple(p.shape) for p in _leaves(densities) if id(p) not in own]
+    if unlisted and not any(s["type"] == "param" for t in traces for s in t.nodes.values()):
+        yield (
+            f"tensors of shapes {unlisted} want gradients and are not among its parameters, so that nothing would "
+            "train or save them; keep layers as attributes or in an nn.ModuleList, tensors as nn.Parameter, and what "
+            "is to stay as it is with requires_grad_(False)"
+        )
+
+
+def _leaves(values: list[Tensor]) -> list[Tensor]:
+    """The tensors that backward would put a gradient into."""
+    found, seen, todo = [], set(), [v.grad_fn for v in values]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += [node.variable] if hasattr(node, "variable") else []
+        todo += [following for following, _ in node.next_functions]
+    return found
 
 
 def _particles(structure, args: tuple) -> Iterator[str]:
@@ -290,7 +344,8 @@ def _particles(structure, args: tuple) -> Iterator[str]:
 
 
 def _said(error: Exception) -> str:
-    where = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((f for f in reversed(frames) if not f.filename.startswith(_LIBRARIES)), frames[-1])
     message = (str(error).strip() or repr(error)).splitlines()[0]
     return f"{type(error).__name__}: {message} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
 
@@ -305,5 +360,7 @@ def _hint(error: Exception) -> str:
     if "more than 1 value per channel" in str(error):
         return "; batch norm needs several rows: leave it out (batch_norm=False) where a network sees one"
     if "shapes cannot be multiplied" in str(error):
-        return "; was the structure made for rows of another size?"
+        return "; a layer was made for rows, or for a latent, of another size"
+    if "to satisfy the constraint" in str(error):
+        return " NaN or out of range; map what a network gives into the constraint, a scale by softplus or exp"
     return ""

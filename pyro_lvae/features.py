@@ -25,6 +25,7 @@ from .contract import check
 from .data import Dataset
 from .evaluate import encode, log_likelihood
 from .evaluate.chunks import MEMORY, cost_of
+from .evaluate.samples import expected
 from .optim import FusedAdam
 from .results import EpochMetrics
 from .structures import LadderVAE
@@ -171,7 +172,7 @@ class LatentFeatures(TransformerMixin, BaseEstimator):
         latents = {name: z.reshape(-1, *shape) for z, (name, shape) in zip(parts, self.layers_.items(), strict=True)}
         with evaluating(self.structure_), fixed_noise(z.device, self.seed_):
             sites = generate(self.structure_, z.new_zeros(len(z), self.n_features_in_), latents, mean=True)
-        x = sites["x"][0].mean.cpu().numpy()
+        x = expected(sites["x"][0]).cpu().numpy()
         return (x if self.scaler_ is None else self.scaler_.inverse_transform(x)).astype(X.dtype)
 
     def score_samples(self, X) -> np.ndarray:

@@ -66,6 +66,7 @@ class Loop:
         clip_value: float | None,
         supervised: bool,
         monitor_size: int,
+        identity: dict[str, str],
         has_global_sites: bool,
         compile: bool | str,
         precision: str,
@@ -80,6 +81,7 @@ class Loop:
         self.optimizer = optimizer
         rows = {"rows": len(data.x_train), "x_dim": data.x_dim, "batch_size": batch_size}
         self.settings = rows | settings_of(optimizer) | {"average": average}
+        self.identity = identity
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size
@@ -140,6 +142,7 @@ class Loop:
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "rng": rng_state(self.device),
             "settings": self.settings,
+            "identity": self.identity,
         }
         if self.average is not None:  # evaluations take the average, a resumed run goes on from what was trained
             state["trained"] = self.structure.state_dict()
@@ -152,7 +155,7 @@ class Loop:
         """Go back to the checkpoint in `out`."""
         path = self.out / CHECKPOINT
         state = load_checkpoint(path, self.device)
-        self._check_unchanged(state["settings"], path, within_epoch=state["batch"] > 0)
+        self._check_unchanged(state, path)
         put_weights(self.structure, state, path)
         if self.average is not None:
             self.average = WeightAverage(self.structure, self.average.decay)
@@ -171,16 +174,18 @@ class Loop:
         set_rng_state(state["rng"], self.device)
         self.processes.part_noise(self.step)
 
-    def _check_unchanged(self, saved: dict, path: Path, within_epoch: bool) -> None:
-        """Refuse to go on with other data or another optimiser; within an epoch, with other batches."""
-        names = [n for n in self.settings if within_epoch or n != "batch_size"]
-        changed = [
-            f"{n} was {saved.get(n)!r} and is {self.settings[n]!r}" for n in names if saved.get(n) != self.settings[n]
-        ]
+    def _check_unchanged(self, state: dict, path: Path) -> None:
+        """Refuse to go on with another structure, other data or another optimiser; within an epoch, other batches."""
+        now, saved = dict(self.settings), dict(state["settings"])
+        if state["batch"] == 0:
+            now["batch_size"] = saved["batch_size"]
+        now, saved = now | self.identity, saved | state.get("identity", self.identity)
+        changed = [n for n in {**now, **saved} if saved.get(n) != now.get(n)]
         if changed:
+            said = [f"{n} was {saved.get(n)!r} and is {now.get(n)!r}" for n in changed[:4]]
             raise ValueError(
-                f"{path} cannot be resumed with other settings: {'; '.join(changed)}. Give the former ones, or start a "
-                "new run from its weights (load_weights)"
+                f"{path} cannot be resumed with other settings: {'; '.join(said)}{' ...' * (len(changed) > 4)}. Give "
+                "the former ones, or start a new run from its weights (load_weights)"
             )
 
     # ------------------------------------------------------------------ one epoch, one step

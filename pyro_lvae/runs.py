@@ -20,7 +20,7 @@ from .evaluate import summarize
 from .loop import CHECKPOINT, METRICS
 from .report import CAPTIONS, write_report
 from .results import EpochMetrics, Summary, read_metrics, read_summary, write_json, write_text
-from .train import fit
+from .train import as_device, fit
 
 CONFIG, SUMMARY, FIGURES, REPORT, BOARD = "config.yaml", "summary.json", "figures", "report.html", "tensorboard"
 
@@ -160,4 +160,4 @@ class RunFiles(Callback):
 def auto_device(device: str | None) -> torch.device:
     """The device that was asked for, or CUDA where there is one: under torchrun, each process its own."""
     own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "cuda"
-    return torch.device(device or (own if torch.cuda.is_available() else "cpu"))
+    return as_device(device or (own if torch.cuda.is_available() else "cpu"))

@@ -14,12 +14,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import nn
+from torch.distributions import Independent
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .annealing import as_schedule
 from .callbacks import Callback, JSONLines, ProgressBar
-from .contract import check, takes_labels
+from .contract import check, is_set_up, takes_labels
 from .data import DataError, Dataset, check_labels
 from .distributed import processes
 from .loop import CHECKPOINT, METRICS, Loop
@@ -155,6 +156,7 @@ def fit(
         clip_value=clip_value,
         supervised=supervised,
         monitor_size=monitor_size,
+        identity=_identity(structure, data, sites),
         has_global_sites=bool(sites.global_sites),
         compile=compile,
         precision=precision,
@@ -209,7 +211,7 @@ def _check_data(data, supervised: bool) -> None:
 
 
 def _check_batches(structure: nn.Module, data: Dataset, batch_size: int) -> None:
-    if min(batch_size, len(data.x_train)) > 1 or not isinstance(structure, nn.Module):
+    if min(batch_size, len(data.x_train)) > 1 or not is_set_up(structure):
         return
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in structure.modules()):
         raise ValueError(
@@ -220,10 +222,32 @@ def _check_batches(structure: nn.Module, data: Dataset, batch_size: int) -> None
 
 def _on_one_device(structure: nn.Module, data: Dataset, device: str | torch.device | None):
     """Both on `device`, or where the structure is; what is no module is left for `check` to refuse."""
-    if not isinstance(structure, nn.Module):
+    if not is_set_up(structure):
         return structure, data
-    device = next(structure.parameters(), data.x_train).device if device is None else torch.device(device)
+    device = next(structure.parameters(), data.x_train).device if device is None else as_device(device)
     return structure.to(device), data.to(device)
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """`device`, or a `ValueError` where there is none such."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device is {str(device)!r} and cannot be used: {why}; give 'cpu', or leave it out") from None
+    return found
+
+
+def _identity(structure: nn.Module, data: Dataset, sites: Ledger) -> dict[str, str]:
+    """What must be the same in a resumed run, though weights of another would fit."""
+    modules = {f"module {name}" if name else "structure": type(m).__name__ for name, m in structure.named_modules()}
+    densities = {f"{kind}({name})": _kind(getattr(site, kind)) for name, site in sites.items() for kind in ("p", "q")}
+    return {"checksum of x_train": data.checksum()} | modules | densities
+
+
+def _kind(fn: TorchDistribution | None) -> str:
+    return "" if fn is None else _kind(fn.base_dist) if isinstance(fn, Independent) else type(fn).__name__
 
 
 def _check_folder(out: Path | None, resume: bool, overwrite: bool) -> None:

@@ -1020,6 +1020,34 @@ def test_a_likelihood_that_made_the_data_is_calibrated(name):
     assert calibration([Decoder(wrong)], x, 1).error > 0.1
 
 
+class Choice(nn.Module):
+    """x_d = 1 with probability .9 where c = 1, else .1; c by the model alone, or by the guide too."""
+
+    def __init__(self, by_guide: bool):
+        super().__init__()
+        self.by_guide, self.logit = by_guide, nn.Parameter(torch.tensor(0.0))
+
+    def component(self, probability, marked: bool):
+        return pyro.sample("c", dist.Bernoulli(probability), infer={"enumerate": "parallel"} if marked else {})
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            c = self.component(torch.tensor(0.25), not self.by_guide)
+            pyro.sample("x", dist.Bernoulli(0.1 + 0.8 * c[..., None].expand(*c.shape, 6)).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            if self.by_guide:
+                self.component(self.logit.sigmoid(), True)
+
+
+@pytest.mark.parametrize(("by_guide", "probability"), [(False, 0.3), (True, 0.5)])
+def test_calibration_averages_over_an_enumerated_site(by_guide, probability):
+    """.25 .9 + .75 .1 by p(c); .5 .9 + .5 .1 by q(c)."""
+    found = calibration([Choice(by_guide)], torch.ones(5, 6), 2, num_bins=1)
+    assert found.predicted.tolist() == pytest.approx([probability])
+
+
 def test_calibration_says_what_it_cannot_read():
     with pytest.raises(ValueError, match="likelihood is Poisson"):
         calibration([Decoder(dist.Poisson(4.0))], torch.ones(5, 3))

@@ -80,6 +80,62 @@ class GuideMisses(Good):
         self.enc(x)
 
 
+class Choice(Good):
+    """A mixture, whose component the model alone has."""
+
+    asked = None
+
+    def component(self, x):
+        return dist.Bernoulli(x.new_tensor(0.5))
+
+    def model(self, x, y=None):
+        with self.plate(x):
+            c = pyro.sample("c", self.component(x), infer={"enumerate": self.asked})
+            z = pyro.sample("z1", self.prior(x))
+            pyro.sample("x", self.likelihood(z + c[..., None]), obs=x)
+
+
+class Sequential(Choice):
+    asked = "sequential"
+
+
+class EnumeratesNormal(Choice):
+    asked = "parallel"
+
+    def component(self, x):
+        return dist.Normal(x.new_tensor(0.0), 1.0)
+
+
+class LayersInAList(Good):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(6, 2)]
+
+    def posterior(self, x):
+        return dist.Normal(self.layers[0](x), 1.0).to_event(1)
+
+
+class NotSetUp(Good):
+    def __init__(self):
+        pass
+
+
+class NegativeScale(Good):
+    def posterior(self, x):
+        return dist.Normal(self.enc(x), -1.0).to_event(1)
+
+
+class WrongWidth(Good):
+    def posterior(self, x):
+        return dist.Normal(self.enc(x[:, :5]), 1.0).to_event(1)
+
+
+class MisnamedInTheModel(Good):
+    def model(self, x, y=None):
+        with pyro.plate("batch", len(x), dim=-1):
+            pyro.sample("x", self.likelihood(pyro.sample("z1", self.prior(x))), obs=x)
+
+
 class GuideHasMore(Good):
     def guide(self, x, y=None):
         with self.plate(x):
@@ -267,6 +323,14 @@ BROKEN = {
     UsesModule: r"pyro.param or pyro.module is used \(net\$\$\$dec.bias, net\$\$\$dec.weight",
     ReadsData: "site 'x': its distribution in the model changes with x",
     AuxiliaryReadsArgument: r"site 'a': its distribution .* changes with x; .* what pyro.sample\(\"x\", ...\) returns",
+    Choice: r"site 'c': .* in the guide too, or mark it infer={\"enumerate\": \"parallel\"} in the model",
+    Sequential: r"site 'c': marked infer={\"enumerate\": 'sequential'} in the model; write \"parallel\"$",
+    EnumeratesNormal: "site 'c': marked to be enumerated in the model, and a Normal has no list of values",
+    LayersInAList: r"tensors of shapes \[\((2, 6|2,)\), .* keep layers as attributes or in an nn.ModuleList",
+    NotSetUp: r"let it begin with super\(\).__init__\(\)",
+    NegativeScale: r"invalid values: \(test_contract.py:\d+\) NaN or out of range; .* softplus or exp",
+    WrongWidth: r"cannot be multiplied \(4x5 and 6x2\) \(test_contract.py:\d+\); a layer was made for rows, or",
+    MisnamedInTheModel: "the plate of the data is called 'batch'; write pyro.plate",
     AuxiliaryAndReadingPrior: "site 'z1': its distribution in the model changes with x",
     NoParticles: r"leading particle dim \[2, B, z\] must pass through model and guide: RuntimeError",
     TorchBatchNorm: "; torch's batch norm takes no dim of particles, pyro_lvae.nets.BatchNorm does",
@@ -366,7 +430,7 @@ def test_every_broken_rule_is_said_at_once(x6):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x[:, :5], "was the structure made for rows of another size?"),
+        (lambda x: x[:, :5], "a layer was made for rows, or for a latent, of another size"),
         (lambda x: x.double(), r"must have one dtype: x.float\(\), or structure.double\(\)"),
     ],
 )

@@ -247,6 +247,37 @@ def test_a_traversal_of_a_middle_layer(make, x):
     assert not torch.allclose(default[:, :, 0], default[:, :, 1]), "what is moved above is not hidden by z1"
 
 
+class WithoutMeans(nn.Module):
+    """A Cauchy latent under both, and x_d of {0, 1, 2}."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc, self.dec = nn.Linear(12, 2), nn.Linear(2, 36)
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z1", dist.StudentT(1.0, x.new_zeros(2), 1.0).to_event(1))
+            logits = self.dec(z.clamp(-5, 5)).unflatten(-1, (12, 3))
+            pyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", dist.StudentT(1.0, 3 * self.enc(x), 0.01).to_event(1))
+
+
+def test_what_has_no_mean_is_drawn_and_class_numbers_are_averaged(x):
+    structure = WithoutMeans()
+    activity = posterior_activity(structure, x, 50)["z1"]
+    assert activity.mean.isfinite().all()
+    assert activity.active == 2
+    assert traverse(structure, x[:2], "z1", units=[1], steps=4).isfinite().all()
+    with torch.no_grad():
+        structure.dec.weight.zero_()
+        structure.dec.bias.copy_(torch.tensor([0.5, 0.2, 0.3]).log().repeat(12))
+    for found in (sample_prior(structure, 4, x), reconstruct(structure, x)):
+        torch.testing.assert_close(found, torch.full_like(found, 0.2 + 2 * 0.3))
+
+
 def test_a_traversal_from_draws(x):
     vae = VAE(12, 3, 16, likelihood=Normal)
     means = [traverse(vae, x, steps=2) for _ in range(2)]

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -442,6 +443,39 @@ def test_batches_change_between_epochs_only(tiny, tmp_path):
     assert fit(ladder(), tiny, epochs=3, batch_size=10, out=tmp_path, resume=True, **QUIET)[-1].step == 11
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VAE(12, 3, 8, likelihood=Normal), r"p\(x\) was 'Bernoulli' and is 'Normal'"),
+        (lambda: VAE(12, 3, 8, activation=nn.Tanh), r"module decoder.2 was 'LeakyReLU' and is 'Tanh'"),
+        (lambda: STRUCTURES["LadderVAE"](), r"structure was 'VAE' and is 'LadderVAE'"),
+    ],
+)
+def test_another_structure_is_not_trained_on(make, message, tiny, tmp_path):
+    fit(VAE(12, 3, 8), tiny, epochs=1, out=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match=message):
+        fit(make(), tiny, epochs=2, out=tmp_path, resume=True, **QUIET)
+    moved = replace(tiny, x_train=tiny.x_train.flip(0))
+    with pytest.raises(ValueError, match="checksum of x_train was '[0-9a-f]{8}' and is"):
+        fit(VAE(12, 3, 8), moved, epochs=2, out=tmp_path, resume=True, **QUIET)
+    assert len(fit(VAE(12, 3, 8), tiny, epochs=2, out=tmp_path, resume=True, **QUIET)) == 2
+
+
+def test_a_checkpoint_that_names_no_modules_is_gone_on_with(tiny, tmp_path):
+    """As those written before they did."""
+    fit(VAE(12, 3, 8), tiny, epochs=1, out=tmp_path, **QUIET)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    del state["identity"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert len(fit(VAE(12, 3, 8), tiny, epochs=2, out=tmp_path, resume=True, **QUIET)) == 2
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_there_is_not_is_named(device, tiny):
+    with pytest.raises(ValueError, match=f"device is '{device}' and cannot be used: .*; give 'cpu', or leave it out"):
+        fit(VAE(12, 3, 8), tiny, epochs=1, device=device, **QUIET)
+
+
 def test_overwriting_a_run_replaces_it(tiny, tmp_path):
     fit(ladder(), tiny, epochs=3, out=tmp_path, **QUIET)
     with pytest.raises(ValueError, match="beta is -1"):
@@ -457,7 +491,12 @@ def test_checkpoints_are_read_without_unpickling_and_damage_is_named(tiny, tmp_p
     path = tmp_path / "checkpoint.pt"
     torch.load(path, weights_only=True)
     with pytest.raises(CheckpointError, match=r"weights of another structure than this LadderVAE"):
-        fit(STRUCTURES["LadderVAE-unshared"](), tiny, epochs=2, out=tmp_path, resume=True, **QUIET)
+        load_weights(STRUCTURES["LadderVAE-unshared"](), path)
+    with pytest.raises(CheckpointError, match=r"is a folder; name the file within it"):
+        load_weights(ladder(), tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is damaged or is no checkpoint$"):
+        load_weights(ladder(), path)
     path.write_text("no checkpoint at all")
     with pytest.raises(CheckpointError, match="is damaged or is no checkpoint$"):  # without torch's advice to trust it
         load_weights(ladder(), path)

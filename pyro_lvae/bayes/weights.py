@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..annealing import subsample
-from ..contract import takes_labels
+from ..contract import is_set_up, takes_labels
 from ..traces import CLOSED_FORM, evaluating, fixed_noise, guide_sites, log_densities
 from .distributions import DiagonalNormal, Draws
 from .noise import Drawn, LayerNoise, ManyWeights, Noise
@@ -78,14 +78,16 @@ class BayesianWeights(PyroModule):
         super().__init__()
         if noise not in get_args(Noise):
             raise ValueError(f"noise is {noise!r}; expected one of {', '.join(map(repr, get_args(Noise)))}")
-        if num_weights < 1 or (num_weights > 1 and noise != "shared"):
+        if not isinstance(num_weights, int) or num_weights < 1 or (num_weights > 1 and noise != "shared"):
             raise ValueError(
-                f"num_weights={num_weights} with noise={noise!r}: give at least 1; several draws need noise='shared', "
-                "for the other kinds draw for each datum as it is"
+                f"num_weights={num_weights!r} with noise={noise!r}: give a whole number from 1; several draws need "
+                "noise='shared', for the other kinds draw for each datum as it is"
             )
         if not isinstance(structure, nn.Module):
             came = f"the class {structure.__name__}" if isinstance(structure, type) else f"a {type(structure).__name__}"
             raise ValueError(f"structure is {came}; expected an nn.Module with model and guide, an instance")
+        if not is_set_up(structure):
+            raise ValueError(f"{type(structure).__name__}.__init__ must begin with super().__init__()")
         if not (callable(where) or isinstance(where, (str, Sequence))):
             raise ValueError(f"where is {where!r}; expected names, patterns, or a function of name and parameter")
         _check_makers(prior=prior, posterior=posterior)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..traces import evaluating, ledger
+from ..traces import Ledger, evaluating, ledger
 from .chunks import check_rows
 
 
@@ -93,11 +93,21 @@ def _predicted(structure: nn.Module, x: Tensor, y: Tensor | None, num_samples: i
     total = torch.zeros_like(x)
     with evaluating(structure):
         for _ in range(num_samples):
-            p = ledger(structure.model, structure.guide, *args)["x"].p
-            entries = getattr(p, "base_dist", p)
+            sites = ledger(structure.model, structure.guide, *args)
+            entries = getattr(sites["x"].p, "base_dist", sites["x"].p)
             is_binary = entries.support is constraints.boolean
-            total += entries.mean if is_binary else _below(entries, x)
+            total += _over_enumerated(entries.mean if is_binary else _below(entries, x), sites)
     return total / num_samples, is_binary
+
+
+def _over_enumerated(of_entries: Tensor, sites: Ledger) -> Tensor:
+    """`[..., N, D]` averaged over enumerated sites c, by q(c | .) of the guide or else by p(c | z): `[N, D]`."""
+    if of_entries.ndim == 2:
+        return of_entries
+    q = sites.guide_probabilities()
+    log_p = sum(site.log_p for name, site in sites.items() if site.is_local and name != "x")
+    value, weights = torch.broadcast_tensors(of_entries, (log_p if q is None else q.log())[..., None])
+    return (weights.flatten(0, -3).softmax(0) * value.flatten(0, -3)).sum(0)
 
 
 def _below(entries, x: Tensor) -> Tensor:

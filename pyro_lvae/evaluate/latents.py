@@ -153,7 +153,8 @@ def _conditional_mean(site: Site, sites: Ledger) -> Tensor:
     mean = site.value
     if not site.q.support.is_discrete:  # a Categorical's mean is NaN
         with suppress(NotImplementedError):
-            mean = site.q.mean.expand(site.value.shape)
+            known = site.q.mean.expand(site.value.shape)
+            mean = torch.where(known.isnan(), site.value, known)  # NaN of Student's t with df <= 1
     mean = mean.reshape(*mean.shape[: mean.ndim - len(site.q.event_shape)], -1)
     return _over_guide(mean, sites)
 

@@ -27,7 +27,7 @@ def sample_prior(structure: nn.Module, num_samples: int, like: Tensor, *, y: Ten
     x, y = check_rows(structure, like[:1].expand(num_samples, -1), y)
     with evaluating(structure):
         try:
-            return generate(structure, x, {}, y)["x"][0].mean
+            return expected(generate(structure, x, {}, y)["x"][0])
         except NotImplementedError as error:
             name = type(structure).__name__
             raise ValueError(f"{name} has no prior to draw from; `reconstruct` decodes codes of data") from error
@@ -49,7 +49,7 @@ def reconstruct(structure: nn.Module, x: Tensor, *, y: Tensor | None = None) -> 
     x, y = check_rows(structure, x, y)
     with evaluating(structure):
         latents = {name: value for name, (_, value) in guide_sites(structure, x, y).items()}
-        return generate(structure, x, latents, y)["x"][0].mean
+        return expected(generate(structure, x, latents, y)["x"][0])
 
 
 def interpolate(
@@ -124,7 +124,8 @@ def traverse(
         above = {name: held[name] for name in order[: order.index(layer)]}
         latents = {n: repeated(v) if _is_local(q, len(x)) else v for n, (q, v) in above.items()}
         latents[layer] = moved.reshape(-1, *z.shape[1:])
-        mean = generate(structure, repeated(x), latents, None if y is None else repeated(y), mean=True)["x"][0].mean
+        found = generate(structure, repeated(x), latents, None if y is None else repeated(y), mean=True)
+        mean = expected(found["x"][0])
     return mean.reshape(*moved.shape[:3], -1)
 
 
@@ -148,7 +149,7 @@ def manifold(structure: nn.Module, like: Tensor, size: int = 20) -> Tensor:
     z = torch.stack(torch.meshgrid(-grid, grid, indexing="ij")[::-1], -1).reshape(-1, 2)
     x = like[:1].expand(len(z), -1)
     with evaluating(structure):
-        return generate(structure, x, {name: z}, mean=True)["x"][0].mean.reshape(size, size, -1)
+        return expected(generate(structure, x, {name: z}, mean=True)["x"][0]).reshape(size, size, -1)
 
 
 def planar_layer(structure: nn.Module, like: Tensor) -> str | None:
@@ -172,7 +173,17 @@ def _between(structure: nn.Module, like: Tensor, ends: list[dict], t: float, y: 
     for name, (_, a) in ends[0].items():
         b = ends[1][name][1]
         latents[name] = torch.lerp(a, b, t) if a.is_floating_point() else (a if t < 0.5 else b)
-    return generate(structure, like, latents, y)["x"][0].mean
+    return expected(generate(structure, like, latents, y)["x"][0])
+
+
+def expected(p: dist.TorchDistribution) -> Tensor:
+    """E[x]; of class numbers their mean, and where there is no mean, as of Student's t with df <= 1, the mode."""
+    entries = getattr(p, "base_dist", p)
+    if isinstance(entries, dist.Categorical):
+        numbers = torch.arange(entries.probs.shape[-1]).to(entries.probs)
+        return (entries.probs * numbers).sum(-1)
+    mean = p.mean
+    return torch.where(mean.isnan(), p.mode, mean) if mean.isnan().any() else mean
 
 
 def _is_local(q: dist.TorchDistribution, rows: int) -> bool:

@@ -48,7 +48,9 @@ class MeanMessenger(Messenger):
             return  # the mixin, since `Independent` is no `TorchDistribution`
         if not fn.support.is_discrete:
             with suppress(NotImplementedError):
-                msg["value"], msg["done"] = fn.mean, True
+                mean = fn.mean
+                msg["done"] = not mean.isnan().any()  # as of Student's t with df <= 1
+                msg["value"] = mean if msg["done"] else None
 
 
 class ValuesMessenger(Messenger):
