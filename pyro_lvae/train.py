@@ -24,7 +24,7 @@ from .contract import check, is_set_up, takes_labels
 from .data import DataError, Dataset, check_labels
 from .distributed import processes
 from .loop import CHECKPOINT, METRICS, Loop
-from .objectives import check_supported, default_estimator
+from .objectives import KLBalanced, check_supported, default_estimator
 from .optim import CriticAdam, FusedAdam
 from .results import EpochMetrics
 from .schedules import Schedule
@@ -187,10 +187,8 @@ def _check_arguments(counts: dict[str, int], limits: dict[str, float | None], ma
     for name, value in makers.items():
         if not (callable(value) or (name == "lr_scheduler" and value is None)):
             came = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-            raise ValueError(
-                f"{name} is {came}; expected what makes one, such as the class itself or "
-                "partial(torch.optim.Adam, lr=1e-3)"
-            )
+            example = "ExponentialLR, gamma=0.99" if name == "lr_scheduler" else "torch.optim.Adam, lr=1e-3"
+            raise ValueError(f"{name} is {came}; expected what makes one, the class itself or partial({example})")
 
 
 def _made(optimizer: Callable, structure: nn.Module) -> torch.optim.Optimizer:
@@ -315,6 +313,12 @@ def _first_match(beta: Mapping[str, float | Schedule], name: str) -> str | None:
 
 def _check_annealing(estimator: ELBO, schedules: dict[str, Schedule], sites: Ledger) -> None:
     annealed = [name for name, schedule in schedules.items() if not schedule.start == schedule.stop == 1]
+    if isinstance(estimator, KLBalanced) and not (annealed or estimator.always):
+        warnings.warn(
+            "KLBalanced moves KL weights while beta is below 1, and beta is 1 from the start: this trains the plain "
+            "ELBO. Give a warm-up, such as beta=linear(0, 1, epochs=20), or KLBalanced(always=True)",
+            stacklevel=3,
+        )
     if annealed and isinstance(estimator, TraceEnum_ELBO) and any(s.is_enumerated for s in sites.values()):
         raise ValueError(
             f"TraceEnum_ELBO needs one scale on all sites that an enumerated one reaches, and beta anneals {annealed}; "

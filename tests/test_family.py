@@ -121,10 +121,10 @@ def test_labels_reach_a_conditional_structure_by_themselves(tiny):
         check(cvae, tiny.x_test)
     with pytest.raises(ContractError, match=r"expected integer labels \[B\] or floating-point conditions \[B, 3\]"):
         check(cvae, tiny.x_test, torch.randn(15, 2))
-    with pytest.raises(ContractError, match="labels run from 0 to 7; num_classes=3 takes 0 to 2"):
+    with pytest.raises(ContractError, match="a label is 7; num_classes=3 takes 0 to 2"):
         check(cvae, tiny.x_test, torch.tensor([0, 7, 1, 2]).repeat(4)[:15])
     late = replace(tiny, y_test=torch.full((15,), 3))
-    with pytest.raises(ContractError, match="labels run from 0 to 3; num_classes=3 takes 0 to 2"):
+    with pytest.raises(ContractError, match="a label is 3; num_classes=3 takes 0 to 2"):
         fit(cvae, late, epochs=1, callbacks=())
     assert FlowVAE(12, partial(ConditionalVAE, num_classes=3)).takes_labels
     with pytest.raises(ValueError, match="ConditionalVAE is conditional on labels, and pseudo-inputs have none"):

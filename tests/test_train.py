@@ -28,6 +28,7 @@ from pyro_lvae import (
     DataError,
     Dataset,
     HierarchicalVAE,
+    KLBalanced,
     LadderVAE,
     NonFiniteLoss,
     cyclical,
@@ -474,6 +475,11 @@ def test_a_checkpoint_that_names_no_modules_is_gone_on_with(tiny, tmp_path):
 def test_a_device_that_there_is_not_is_named(device, tiny):
     with pytest.raises(ValueError, match=f"device is '{device}' and cannot be used: .*; give 'cpu', or leave it out"):
         fit(VAE(12, 3, 8), tiny, epochs=1, device=device, **QUIET)
+
+
+def test_balancing_that_would_never_begin_is_warned_of(tiny):
+    with pytest.warns(UserWarning, match="KLBalanced moves KL weights while beta is below 1, and beta is 1"):
+        fit(ladder(), tiny, KLBalanced(), epochs=1, **QUIET)
 
 
 def test_overwriting_a_run_replaces_it(tiny, tmp_path):

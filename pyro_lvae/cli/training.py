@@ -86,7 +86,8 @@ def train(
         structure: a class of the package by name, or your own as my_module.MyVAE; it is given x_dim.
         bayesian: give the structure's weights a posterior: --bayesian BayesianWeights, or any of its options alone,
             --bayesian.where decoder, --bayesian.noise flipout, --bayesian.prior Laplace, --bayesian.posterior LowRank.
-        estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, SampledELBO.
+        estimator: what training maximises: IWAE, or an ELBO of pyro.infer; left out, SampledELBO
+            (Trace_ELBO where a site cannot be reparameterised).
         beta: KL weight: a number, or a schedule: --beta.length 20 warms up from 0 to 1 over 20 epochs.
         seed: of all random numbers.
         device: left out, CUDA where there is one.

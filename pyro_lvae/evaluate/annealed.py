@@ -116,6 +116,9 @@ class Bracket:
     lower: Tensor
     upper: Tensor
 
+    def __repr__(self) -> str:
+        return f"Bracket({len(self.x)} data: log p(x) from {self.lower.mean():.2f} to {self.upper.mean():.2f} nats)"
+
     @property
     def gap(self) -> Tensor:
         """upper - lower: in expectation, no less than the error of either."""

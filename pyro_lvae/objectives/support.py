@@ -55,7 +55,7 @@ def check_reparameterised(name: str, sites: Ledger, *, local: bool = True) -> No
         raise ValueError(
             f"{name} differentiates through the guide's draws, and {names(stuck)} cannot be reparameterised; use "
             "pyro_lvae.RWS or TVO (weighted samples), pyro.infer.Trace_ELBO or TraceGraph_ELBO (score function), or "
-            'enumerate with pyro.infer.TraceEnum_ELBO and infer={"enumerate": "parallel"}'
+            'mark it infer={"enumerate": "parallel"}, which sums over its values'
         )
     if stuck:
         raise ValueError(

@@ -98,7 +98,7 @@ class ConditionalVAE(nn.Module):
                 return F.one_hot(y.long(), self.num_classes).to(x)
             except RuntimeError as error:
                 raise ValueError(
-                    f"labels run from {y.min()} to {y.max()}; num_classes={self.num_classes} takes 0 to "
+                    f"a label is {y[(y < 0) | (y >= self.num_classes)][0]}; num_classes={self.num_classes} takes 0 to "
                     f"{self.num_classes - 1} (with hidden ones, -1, use SemiSupervisedVAE, ADGM or SDGM)"
                 ) from error
         if not y.is_floating_point() or y.shape[1:] != (self.num_classes,):

@@ -126,7 +126,7 @@ class SemiSupervisedVAE(nn.Module):
             return F.one_hot(y.long(), self.num_classes).to(x)
         except RuntimeError as error:
             raise ValueError(
-                f"labels run from {y.min()} to {y.max()}; num_classes={self.num_classes} takes 0 to "
+                f"a label is {y[(y < 0) | (y >= self.num_classes)][0]}; num_classes={self.num_classes} takes 0 to "
                 f"{self.num_classes - 1}, and -1 where there is none"
             ) from error
 

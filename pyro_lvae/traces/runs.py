@@ -138,7 +138,8 @@ def _log_prob(site: dict | None) -> Tensor | None:
             raise
         raise ValueError(
             f"site {site['name']!r}: its distribution does not admit values from {site['value'].min():g} to "
-            f"{site['value'].max():g}; draw grey values as binary (binarize=True), or pass another likelihood"
+            f"{site['value'].max():g}, or some between; draw grey values as binary (x.bernoulli(), or "
+            "binarize=True where they are loaded), or pass another likelihood"
         ) from None  # torch's would print every value
     return scale_and_mask(log_prob, 1.0, site["mask"])
 
