@@ -24,7 +24,8 @@ def kl_per_layer(
     r"""Each layer's share of the KL: E_q[log q(z_i|.) - log p(z_i|.)], mean over the data, nats per datum.
 
     The shares sum to KL(q(z|x) || p(z)). Estimated from `num_samples` draws, so it holds for every
-    structure. In a bottom-up guide a single share is no KL divergence, and may be negative.
+    structure. In a bottom-up guide a single share is no KL divergence, and may be negative. Of `BayesianWeights` every
+    pass draws the weights anew, here and in `posterior_activity`; `.mean()` and `.draw()` hold them.
 
     Returns:
         {site: nats}, the layer nearest the data first.

@@ -66,7 +66,7 @@ class Around(nn.Module):
         name, (prior, value) = next(iter(self._in_model(in_guide).items()))
         what = f"{type(self).__name__} exchanges the prior of the top layer of {type(self.base).__name__}, {name!r}"
         if name not in in_guide:
-            raise ValueError(f"{what}, and the guide does not sample it")
+            raise ValueError(f"{what}, and the guide does not sample it; let it, or the model begin with another layer")
         if not is_real_vector(prior):
             raise ValueError(f"{what}, which is no vector of real numbers: {type(prior).__name__} {prior.support}")
         if getattr(prior, "has_factor", False):
