@@ -32,8 +32,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
         raise CheckpointError(f"{found}; check the path, or begin a new run")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # an unpickler's says to trust the file, others little; both are not passed on
-        raise CheckpointError(f"{path} is damaged or is no checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # an unpickler's advice, to trust the file, is not passed on
+        why = f" ({str(error).splitlines()[0]})" if isinstance(error, RuntimeError) and str(error) else ""
+        raise CheckpointError(f"{path} is damaged or is no checkpoint{why}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT})")
     return state

@@ -154,8 +154,8 @@ def _pairing(model: dict, guide: dict, has_labels: bool) -> Iterator[str]:
 def _misnamed(model: dict, guide: dict, batch: int) -> Iterator[str]:
     """The data plate under another name."""
     plates = [[f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized] for sites in (model, guide)]
-    without = [frames for frames in plates if all(f.name != DATA for f in frames)]
-    found = sorted({f.name for frames in without for f in frames if (f.dim, f.size) == (-1, batch)})
+    right = {f.name for frames in plates if any(f.name == DATA for f in frames) for f in frames}
+    found = sorted({f.name for frames in plates for f in frames if (f.dim, f.size) == (-1, batch)} - right)
     if found:
         called = ", ".join(map(repr, found))
         yield f'the plate of the data is called {called}; write pyro.plate("{DATA}", len(x), dim=-1)'
@@ -166,16 +166,18 @@ def _can_enumerate(site: dict) -> bool:
 
 
 def _enumeration(model: dict, guide: dict) -> Iterator[str]:
-    for where, sites in (("model", model), ("guide", guide)):
+    alone = {n: s for n, s in model.items() if n not in guide}  # of the others the model has the guide's marks
+    for where, sites, known in (("model", alone, ["parallel"]), ("guide", guide, ["parallel", "sequential"])):
         for name, site in sites.items():
             asked = site["infer"].get("enumerate")
-            if asked and asked != "parallel":
+            if asked and asked not in known:
                 yield f'site {name!r}: marked infer={{"enumerate": {asked!r}}} in the {where}; write "parallel"'
             elif asked and not _can_enumerate(site):
                 kind = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
                 yield (
-                    f"site {name!r}: marked to be enumerated in the {where}, and a {kind} has no list of values; take "
-                    "the mark away"
+                    f"site {name!r}: marked to be enumerated in the {where}, and a {kind} of event shape "
+                    f"{tuple(site['fn'].event_shape)} cannot be: single values of discrete distributions can; take the "
+                    "mark away"
                 )
 
 
@@ -301,15 +303,13 @@ def _training_mode(structure, args: tuple) -> Iterator[str]:
     except Exception:  # what cannot be copied is not judged
         return
     try:
-        with torch.enable_grad():
-            traces = trace_pair(training.model, training.guide, *args)
-            densities = [s["fn"].log_prob(s["value"]).sum() for t in traces for s in _latents_and_data(t).values()]
+        once, again = (_gradient_leaves(training, [a.detach() for a in args]) for _ in range(2))
     except Exception as error:
         yield f"model and guide must run in training mode too: {_said(error)}{_hint(error)}"
         return
     own = {id(p) for module in (structure, training) for p in module.parameters()}  # a patched method keeps the former
-    unlisted = [tuple(p.shape) for p in _leaves(densities) if id(p) not in own]
-    if unlisted and not any(s["type"] == "param" for t in traces for s in t.nodes.values()):
+    unlisted = [tuple(p.shape) for name, p in once.items() if name in again and name not in own]
+    if unlisted:
         yield (
             f"tensors of shapes {unlisted} want gradients and are not among its parameters, so that nothing would "
             "train or save them; keep layers as attributes or in an nn.ModuleList, tensors as nn.Parameter, and what "
@@ -317,8 +317,16 @@ def _training_mode(structure, args: tuple) -> Iterator[str]:
         )
 
 
+def _gradient_leaves(structure, args: list[Tensor]) -> dict[int, Tensor]:
+    """{id: tensor} of what backward would put a gradient into, but for Pyro's own parameters."""
+    with torch.enable_grad():
+        traces = trace_pair(structure.model, structure.guide, *args)
+        densities = [s["fn"].log_prob(s["value"]).sum() for t in traces for s in _latents_and_data(t).values()]
+    of_pyro = {id(p) for _, p in pyro.get_param_store().named_parameters()}
+    return {id(p): p for p in _leaves(densities) if id(p) not in of_pyro}
+
+
 def _leaves(values: list[Tensor]) -> list[Tensor]:
-    """The tensors that backward would put a gradient into."""
     found, seen, todo = [], set(), [v.grad_fn for v in values]
     while todo:
         node = todo.pop()

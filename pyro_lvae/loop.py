@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .alternation import CriticSteps
 from .callbacks import Callback
-from .checkpoint import load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
+from .checkpoint import CheckpointError, load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
 from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
@@ -176,16 +176,17 @@ class Loop:
 
     def _check_unchanged(self, state: dict, path: Path) -> None:
         """Refuse to go on with another structure, other data or another optimiser; within an epoch, other batches."""
-        now, saved = dict(self.settings), dict(state["settings"])
-        if state["batch"] == 0:
-            now["batch_size"] = saved["batch_size"]
-        now, saved = now | self.identity, saved | state.get("identity", self.identity)
-        changed = [n for n in {**now, **saved} if saved.get(n) != now.get(n)]
-        if changed:
-            said = [f"{n} was {saved.get(n)!r} and is {now.get(n)!r}" for n in changed[:4]]
+        names = [n for n in self.settings if state["batch"] > 0 or n != "batch_size"]
+        if changed := _changed(state["settings"], self.settings, names):
             raise ValueError(
-                f"{path} cannot be resumed with other settings: {'; '.join(said)}{' ...' * (len(changed) > 4)}. Give "
-                "the former ones, or start a new run from its weights (load_weights)"
+                f"{path} cannot be resumed with other settings: {changed}. Give the former ones, or start a new run "
+                "from its weights (load_weights)"
+            )
+        before = state.get("identity", self.identity)
+        if changed := _changed(before, self.identity, [*self.identity, *(n for n in before if n not in self.identity)]):
+            raise CheckpointError(
+                f"{path} is of another structure or other data: {changed}. Make them as for that run, or begin a new "
+                "one"
             )
 
     # ------------------------------------------------------------------ one epoch, one step
@@ -348,6 +349,12 @@ class Loop:
             f"{not_finite(self.structure, args)}. Last good checkpoint: {good}. Lower the learning rate, set "
             "clip_norm, or raise min_variance"
         )
+
+
+def _changed(before: dict, now: dict, names: list[str]) -> str:
+    """The first few of what differs, in words."""
+    found = [f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)]
+    return "; ".join(found[:4]) + " ..." * (len(found) > 4)
 
 
 @contextmanager

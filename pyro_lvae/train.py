@@ -156,7 +156,7 @@ def fit(
         clip_value=clip_value,
         supervised=supervised,
         monitor_size=monitor_size,
-        identity=_identity(structure, data, sites),
+        identity={} if out is None else _identity(structure, data, sites),
         has_global_sites=bool(sites.global_sites),
         compile=compile,
         precision=precision,
@@ -239,9 +239,14 @@ def as_device(device: str | torch.device) -> torch.device:
 
 def _identity(structure: nn.Module, data: Dataset, sites: Ledger) -> dict[str, str]:
     """What must be the same in a resumed run, though weights of another would fit."""
-    modules = {f"module {name}" if name else "structure": type(m).__name__ for name, m in structure.named_modules()}
+    modules = {f"module {name}" if name else "structure": _module(m) for name, m in structure.named_modules()}
     densities = {f"{kind}({name})": _kind(getattr(site, kind)) for name, site in sites.items() for kind in ("p", "q")}
-    return {"checksum of x_train": data.checksum()} | modules | densities
+    return {"checksum of the training data": data.checksum()} | modules | densities
+
+
+def _module(module: nn.Module) -> str:
+    """Its class; batch norm of every kind is one, for with more processes it is another."""
+    return "BatchNorm" if isinstance(module, nn.modules.batchnorm._BatchNorm) else type(module).__name__
 
 
 def _kind(fn: TorchDistribution | None) -> str:
@@ -313,10 +318,11 @@ def _first_match(beta: Mapping[str, float | Schedule], name: str) -> str | None:
 
 def _check_annealing(estimator: ELBO, schedules: dict[str, Schedule], sites: Ledger) -> None:
     annealed = [name for name, schedule in schedules.items() if not schedule.start == schedule.stop == 1]
-    if isinstance(estimator, KLBalanced) and not (annealed or estimator.always):
+    never = all(min(schedule.start, schedule.stop) >= 1 for schedule in schedules.values())
+    if isinstance(estimator, KLBalanced) and never and not estimator.always:
         warnings.warn(
-            "KLBalanced moves KL weights while beta is below 1, and beta is 1 from the start: this trains the plain "
-            "ELBO. Give a warm-up, such as beta=linear(0, 1, epochs=20), or KLBalanced(always=True)",
+            "KLBalanced moves KL weights while beta is below 1, and it never is: this trains the plain ELBO. "
+            "Give a warm-up, such as beta=linear(0, 1, epochs=20), or KLBalanced(always=True)",
             stacklevel=3,
         )
     if annealed and isinstance(estimator, TraceEnum_ELBO) and any(s.is_enumerated for s in sites.values()):

@@ -325,7 +325,7 @@ BROKEN = {
     AuxiliaryReadsArgument: r"site 'a': its distribution .* changes with x; .* what pyro.sample\(\"x\", ...\) returns",
     Choice: r"site 'c': .* in the guide too, or mark it infer={\"enumerate\": \"parallel\"} in the model",
     Sequential: r"site 'c': marked infer={\"enumerate\": 'sequential'} in the model; write \"parallel\"$",
-    EnumeratesNormal: "site 'c': marked to be enumerated in the model, and a Normal has no list of values",
+    EnumeratesNormal: r"site 'c': marked to be enumerated in the model, and a Normal of event shape \(\) cannot be",
     LayersInAList: r"tensors of shapes \[\((2, 6|2,)\), .* keep layers as attributes or in an nn.ModuleList",
     NotSetUp: r"let it begin with super\(\).__init__\(\)",
     NegativeScale: r"invalid values: \(test_contract.py:\d+\) NaN or out of range; .* softplus or exp",
@@ -349,6 +349,48 @@ def x6():
 
 def test_a_good_structure_passes(x6):
     check(Good(), x6)
+
+
+class FollowsAGradient(Good):
+    """Its guide sees how a network's output changes with x; the leaf behind that is made in each call."""
+
+    def posterior(self, x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.enc(leaf).square().sum(), leaf, create_graph=True)
+        return dist.Normal(self.enc(x + slope), 1.0).to_event(1)
+
+
+class GlobalPlate(Good):
+    """As many global scales as the rows that are looked at; the plate of the data has its name in the model."""
+
+    def both(self, x):
+        with pyro.plate("components", 4):
+            pyro.sample("s", dist.Normal(x.new_tensor(0.0), 1.0))
+
+    def model(self, x, y=None):
+        self.both(x)
+        super().model(x)
+
+    def guide(self, x, y=None):
+        self.both(x)
+        super().guide(x)
+
+
+class SequentialInBoth(Sequential):
+    def guide(self, x, y=None):
+        with self.plate(x):
+            pyro.sample("c", self.component(x), infer={"enumerate": "sequential"})
+            pyro.sample("z1", self.posterior(x))
+
+
+def test_what_only_looks_like_a_broken_rule_passes(x6):
+    check(FollowsAGradient(), x6.clone().requires_grad_())
+    check(SequentialInBoth(), x6)  # which TraceEnum_ELBO enumerates
+    with pytest.raises(ContractError) as caught:
+        check(GlobalPlate(), x6)
+    assert "site 's': inside plate(s) ['components']" in str(caught.value)
+    assert "called" not in str(caught.value)
 
 
 class Point(Good):

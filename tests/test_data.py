@@ -59,16 +59,20 @@ def test_skipped_batches_are_the_first():
     assert torch.equal(next(iter(data.batches(4, order, skip=2)))[0], whole[2])
 
 
-def test_rows_for_evaluation_are_spread_over_sorted_data():
-    x, y = torch.arange(40.0).view(20, 2), torch.arange(10).repeat_interleave(2)
-    data = Dataset("sorted", x, x[:17], y, y[:17])
-    for count, labels in ((10, range(10)), (5, range(0, 10, 2)), (20, y), (99, y)):
-        rows, of = data.train_rows(count)
-        assert of.tolist() == list(labels)
-        assert torch.equal(rows, x[: len(of) * (20 // len(of)) : 20 // len(of)])
-    rows, of = data.test_rows(3)
-    assert torch.equal(rows, x[[0, 5, 11]])
-    assert of.tolist() == [0, 2, 5]
+@pytest.mark.parametrize("labels", [torch.arange(10).repeat_interleave(200), torch.arange(10).repeat(200)])
+def test_rows_for_evaluation_are_spread_over_sorted_and_periodic_data(labels):
+    x = torch.arange(4000.0).view(2000, 2)
+    data = Dataset("ordered", x, x[:1999], labels, labels[:1999])
+    for rows in (data.train_rows, data.test_rows):
+        found, y = rows(200)
+        assert len(found.unique(dim=0)) == 200
+        assert torch.equal(y, labels[(found[:, 0] / 2).long()])
+        # of a class, 20 in expectation with a standard deviation of at most 4.3: 4 standard deviations
+        assert all(abs((y == c).sum() - 20) <= 17 for c in range(10))
+        assert torch.equal(found, rows(200)[0])
+    for count in (2000, 5000):
+        assert torch.equal(data.train_rows(count)[0], x)
+    assert data.train_rows(1999)[0].unique(dim=0).shape == (1999, 2)
 
 
 def test_own_npz(tmp_path):

@@ -27,10 +27,11 @@ def sample_prior(structure: nn.Module, num_samples: int, like: Tensor, *, y: Ten
     x, y = check_rows(structure, like[:1].expand(num_samples, -1), y)
     with evaluating(structure):
         try:
-            return expected(generate(structure, x, {}, y)["x"][0])
+            p = generate(structure, x, {}, y)["x"][0]
         except NotImplementedError as error:
             name = type(structure).__name__
             raise ValueError(f"{name} has no prior to draw from; `reconstruct` decodes codes of data") from error
+        return expected(p)
 
 
 def can_generate(structure: nn.Module, like: Tensor, y: Tensor | None = None) -> bool:
@@ -177,13 +178,17 @@ def _between(structure: nn.Module, like: Tensor, ends: list[dict], t: float, y: 
 
 
 def expected(p: dist.TorchDistribution) -> Tensor:
-    """E[x]; of class numbers their mean, and where there is no mean, as of Student's t with df <= 1, the mode."""
-    entries = getattr(p, "base_dist", p)
+    """E[x]; of class numbers their mean; the mode of Student's t with df <= 1, and a draw where no mean is known."""
+    entries = p
+    while isinstance(entries, (dist.Independent, dist.MaskedDistribution)):
+        entries = entries.base_dist
     if isinstance(entries, dist.Categorical):
-        numbers = torch.arange(entries.probs.shape[-1]).to(entries.probs)
-        return (entries.probs * numbers).sum(-1)
-    mean = p.mean
-    return torch.where(mean.isnan(), p.mode, mean) if mean.isnan().any() else mean
+        return (entries.probs * torch.arange(entries.probs.shape[-1]).to(entries.probs)).sum(-1)
+    try:
+        mean = entries.mean
+        return torch.where(mean.isnan(), entries.mode, mean) if mean.isnan().any() else mean
+    except NotImplementedError:
+        return entries.sample()
 
 
 def _is_local(q: dist.TorchDistribution, rows: int) -> bool:

@@ -54,8 +54,8 @@ def check_reparameterised(name: str, sites: Ledger, *, local: bool = True) -> No
     if stuck and local:
         raise ValueError(
             f"{name} differentiates through the guide's draws, and {names(stuck)} cannot be reparameterised; use "
-            "pyro_lvae.RWS or TVO (weighted samples), pyro.infer.Trace_ELBO or TraceGraph_ELBO (score function), or "
-            'mark it infer={"enumerate": "parallel"}, which sums over its values'
+            "pyro_lvae.RWS or TVO (weighted samples), pyro.infer.Trace_ELBO or TraceGraph_ELBO (score function), or, "
+            'where its values can be listed, infer={"enumerate": "parallel"} and pyro_lvae.SampledELBO or IWAE'
         )
     if stuck:
         raise ValueError(
