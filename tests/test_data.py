@@ -75,6 +75,16 @@ def test_rows_for_evaluation_are_spread_over_sorted_and_periodic_data(labels):
     assert data.train_rows(1999)[0].unique(dim=0).shape == (1999, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_checksum_is_of_every_row_and_label(dtype):
+    x, y = torch.rand(30, 4).to(dtype), torch.arange(30)
+    found = Dataset("a", x, x, y, y).checksum()
+    assert found == Dataset("b", x.clone(), x[:3], y.clone(), y[:3]).checksum()
+    other = x.clone()
+    other[17, 2] += 1
+    assert len({found, Dataset("c", other, x, y, y).checksum(), Dataset("d", x, x, y.flip(0), y).checksum()}) == 3
+
+
 def test_own_npz(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 5), dtype=np.uint8)
     np.savez(tmp_path / "own.npz", x_train=images[:15], x_test=images[15:], y_train=np.arange(15), y_test=np.arange(5))

@@ -31,6 +31,7 @@ from pyro_lvae import (
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate import can_generate, has_likelihood
 from pyro_lvae.evaluate.chunks import _MadeBytes, chunked_ledgers, cost_of
+from pyro_lvae.evaluate.samples import expected
 from pyro_lvae.evaluate.watched import watched
 from pyro_lvae.traces import evaluating, fixed_noise, ledger
 
@@ -276,6 +277,17 @@ def test_what_has_no_mean_is_drawn_and_class_numbers_are_averaged(x):
         structure.dec.bias.copy_(torch.tensor([0.5, 0.2, 0.3]).log().repeat(12))
     for found in (sample_prior(structure, 4, x), reconstruct(structure, x)):
         torch.testing.assert_close(found, torch.full_like(found, 0.2 + 2 * 0.3))
+
+
+def test_the_mean_of_x_where_it_is_hidden_or_unknown():
+    numbers = dist.Categorical(torch.tensor([0.5, 0.2, 0.3]))
+    for p in (numbers.expand([3, 4]).to_event(1).mask(True), numbers.mask(True).expand([3, 4]).to_event(1)):
+        torch.testing.assert_close(expected(p), torch.full((3, 4), 0.8))
+    assert torch.equal(expected(dist.StudentT(1.0, torch.ones(3, 4), 2.0).to_event(1)), torch.ones(3, 4))
+    squashed = dist.Normal(torch.zeros(3, 4), 1.0).to_event(1)
+    squashed = dist.TransformedDistribution(squashed, [dist.transforms.SigmoidTransform()])
+    assert expected(squashed).shape == (3, 4)
+    assert ((expected(squashed) > 0) & (expected(squashed) < 1)).all()
 
 
 def test_a_traversal_from_draws(x):
