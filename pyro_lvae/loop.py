@@ -66,7 +66,6 @@ class Loop:
         clip_value: float | None,
         supervised: bool,
         monitor_size: int,
-        identity: dict[str, str],
         has_global_sites: bool,
         compile: bool | str,
         precision: str,
@@ -74,6 +73,7 @@ class Loop:
         critic_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         critic_steps: int,
         average: float | None = None,
+        identity: dict[str, str] | None = None,
         processes: Processes = Processes(),  # noqa: B008, frozen
     ):
         self.structure, self.data = structure, data
@@ -81,7 +81,7 @@ class Loop:
         self.optimizer = optimizer
         rows = {"rows": len(data.x_train), "x_dim": data.x_dim, "batch_size": batch_size}
         self.settings = rows | settings_of(optimizer) | {"average": average}
-        self.identity = identity
+        self.identity = identity or {}
         self.lr_scheduler = None if lr_scheduler is None else lr_scheduler(optimizer)
         self.schedules = schedules
         self.batch_size, self.supervised, self.monitor_size = batch_size, supervised, monitor_size

@@ -156,7 +156,6 @@ def fit(
         clip_value=clip_value,
         supervised=supervised,
         monitor_size=monitor_size,
-        identity={} if out is None else _identity(structure, data, sites),
         has_global_sites=bool(sites.global_sites),
         compile=compile,
         precision=precision,
@@ -164,6 +163,7 @@ def fit(
         critic_optimizer=critic_optimizer,
         critic_steps=critic_steps,
         average=average,
+        identity=None if out is None else _identity(structure, data, sites),
         processes=together,
     )
     if resume:
