@@ -308,7 +308,7 @@ def _training_mode(structure, args: tuple) -> Iterator[str]:
         yield f"model and guide must run in training mode too: {_said(error)}{_hint(error)}"
         return
     own = {id(p) for module in (structure, training) for p in module.parameters()}  # a patched method keeps the former
-    unlisted = [tuple(p.shape) for name, p in once.items() if name in again and name not in own]
+    unlisted = [tuple(p.shape) for key, p in once.items() if key in again and key not in own]
     if unlisted:
         yield (
             f"tensors of shapes {unlisted} want gradients and are not among its parameters, so that nothing would "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from ..traces import Ledger, Site, evaluating, guide_sites
+from ..traces import Ledger, Site, evaluating, guide_sites, known_mean
 from .chunks import MEMORY, GuideAlone, check_rows, chunked_ledgers
 
 ACTIVE = 0.01  # variance of the posterior mean above which a unit counts as active
@@ -151,11 +150,8 @@ def _layers(sites: Ledger) -> dict[str, Site]:
 
 def _conditional_mean(site: Site, sites: Ledger) -> Tensor:
     """E[z_i | the draws of the other layers], `[K, B, z_i]`; the draw itself where q has no mean."""
-    mean = site.value
-    if not site.q.support.is_discrete:  # a Categorical's mean is NaN
-        with suppress(NotImplementedError):
-            known = site.q.mean.expand(site.value.shape)
-            mean = torch.where(known.isnan(), site.value, known)  # NaN of Student's t with df <= 1
+    known = known_mean(site.q)
+    mean = site.value if known is None else known.expand(site.value.shape)
     mean = mean.reshape(*mean.shape[: mean.ndim - len(site.q.event_shape)], -1)
     return _over_guide(mean, sites)
 

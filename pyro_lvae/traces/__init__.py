@@ -4,7 +4,7 @@ Estimators, evaluation and the contract all read the same ledger, so what a plat
 global site means is decided here and nowhere else.
 """
 
-from .messengers import CLOSED_FORM, DATA, RedrawMessenger, data_frame, normal_of, redraw
+from .messengers import CLOSED_FORM, DATA, RedrawMessenger, data_frame, known_mean, normal_of, redraw
 from .modes import evaluating, fixed_noise, forked_noise
 from .runs import generate, guide_sites, ledger, log_densities, replay, run, trace_pair
 from .sites import Ledger, Site
@@ -21,6 +21,7 @@ __all__ = [
     "forked_noise",
     "generate",
     "guide_sites",
+    "known_mean",
     "ledger",
     "log_densities",
     "normal_of",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -46,11 +44,19 @@ class MeanMessenger(Messenger):
         fn = msg["fn"]
         if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistributionMixin):
             return  # the mixin, since `Independent` is no `TorchDistribution`
-        if not fn.support.is_discrete:
-            with suppress(NotImplementedError):
-                mean = fn.mean
-                msg["done"] = not mean.isnan().any()  # as of Student's t with df <= 1
-                msg["value"] = mean if msg["done"] else None
+        if (mean := known_mean(fn)) is not None:
+            msg["value"], msg["done"] = mean, True
+
+
+def known_mean(fn) -> Tensor | None:
+    """The mean of a continuous distribution, or `None` where it has or tells none, as Student's t with df <= 1."""
+    if fn.support.is_discrete:  # a Categorical's is NaN
+        return None
+    try:
+        mean = fn.mean
+    except NotImplementedError:
+        return None
+    return None if mean.isnan().any() else mean
 
 
 class ValuesMessenger(Messenger):
