@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .annealing import anneal, subsample
 from .objectives import backward, learned
-from .traces import forked_noise
+from .traces import AutocastMessenger, forked_noise
 
 
 class CompileError(RuntimeError):
@@ -35,8 +35,9 @@ class Step:
         size: N, where the structure has global sites: their log-density counts once, that of the rows N/B times.
         clip_norm: largest global norm of the gradient.
         clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
-        precision: "bfloat16" runs matrix products in it (autocast), weights and log-densities stay float32; "tf32"
-            lets CUDA round the factors of float32 products to 10 bits, if `matmul_precision` is entered too.
+        precision: "bfloat16" runs matrix products of model and guide in it (autocast); weights, draws, densities and
+            what the estimator makes of them stay float32. "tf32" lets CUDA round the factors of float32 products to 10
+            bits, if `matmul_precision` is entered too.
 
     Attributes:
         share: the part of a batch that `args` holds, where other processes have the rest; the loss is that part's.
@@ -56,6 +57,7 @@ class Step:
     ):
         self.structure, self.estimator, self.size, self.precision = structure, estimator, size, precision
         self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.pair = _InBfloat16(structure) if precision == "bfloat16" else structure
         self.parameters = [p for p in structure.parameters() if p.requires_grad]
 
     def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,7 @@ class Step:
         for p in self.parameters:
             p.grad = None
         with self.handlers(beta):
-            loss = backward(self.estimator, self.structure, args, per=self.per(args))
+            loss = backward(self.estimator, self.pair, args, per=self.per(args))
         return loss, self.clip()
 
     def clip(self) -> Tensor:
@@ -90,9 +92,6 @@ class Step:
         with ExitStack() as stack:
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(anneal(beta=beta))
-            if self.precision == "bfloat16":
-                device = next(self.structure.parameters()).device.type
-                stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
             if self.size is not None:
                 stack.enter_context(subsample(self.size))
             yield
@@ -100,6 +99,16 @@ class Step:
     def per(self, args: tuple) -> float:
         """What the bound is divided by: the rows that it stands for."""
         return (len(args[0]) if self.size is None else self.size) / self.share
+
+
+class _InBfloat16(nn.Module):
+    """A structure whose matrix products are in bfloat16."""
+
+    def __init__(self, structure: nn.Module):
+        super().__init__()
+        self.structure = structure
+        products = AutocastMessenger(next(structure.parameters()).device, torch.bfloat16)
+        self.model, self.guide = products(structure.model), products(structure.guide)
 
 
 class CompiledStep:
@@ -178,7 +187,7 @@ class CompiledStep:
             beta = dict(zip(self.names, next(given).unbind(), strict=True))
             batch = tuple(next(given) if there else None for there in is_there)
             with _swapped(step.structure, {**trained, **fixed}), step.handlers(beta), torch.enable_grad():
-                loss = estimator.differentiable_loss(step.structure.model, step.structure.guide, *batch)
+                loss = estimator.differentiable_loss(step.pair.model, step.pair.guide, *batch)
                 loss = loss / step.per(batch)
                 found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             self._has_gradient = [g is not None for g in found]

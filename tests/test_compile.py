@@ -326,6 +326,18 @@ def test_bfloat16_trains_to_nearly_the_same_bound(tiny, traced_only, compile):
     assert found[1] == pytest.approx(found[0], rel=0.02)
 
 
+@pytest.mark.parametrize("estimator", [IWAE(4), STL(2), DReG(4), DReG(4, prior=True), RWS(4), PIWAE(2, 2)])
+def test_gradients_in_bfloat16_are_nearly_those_in_float32(x, estimator):
+    """Estimators that set a draw's gradient need draws of one precision; the products' rounding stays small."""
+    torch.manual_seed(0)
+    ladder, found = LadderVAE(12, (5, 3), (16, 8)), []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(1)
+        Step(ladder, estimator, precision=precision)((x,), {})
+        found.append(nn.utils.parameters_to_vector(p.grad for p in ladder.parameters()))
+    assert 0 < (found[1] - found[0]).norm() < 0.3 * found[0].norm()
+
+
 def test_tf32_is_set_while_training_alone(tiny, monkeypatch):
     seen = []
 

@@ -37,6 +37,7 @@ from pyro_lvae import (
     reconstruct,
     sample_prior,
 )
+from pyro_lvae.compile import Step
 from pyro_lvae.evaluate import can_generate
 from pyro_lvae.objectives import backward, check_supported
 from pyro_lvae.structures import STRUCTURES as LISTED
@@ -234,6 +235,14 @@ def test_generates_and_reconstructs(structure, x):
             sample_prior(structure, 6, x)
     assert reconstruct(structure, x).shape == x.shape
     assert structure.training
+
+
+def test_draws_and_densities_stay_float32_where_products_are_in_bfloat16(structure, x):
+    pair = Step(structure, SampledELBO(), precision="bfloat16").pair
+    sites = ledger(pair.model, pair.guide, x, num_particles=2)
+    values = [s.value for s in sites.latents.values() if s.value.is_floating_point()]
+    assert {t.dtype for s in sites.values() for t in (s.log_p, s.log_q)} == {torch.float32}
+    assert all(value.dtype == torch.float32 for value in values)
 
 
 def test_double_precision(structure, x):

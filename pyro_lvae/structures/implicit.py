@@ -104,7 +104,7 @@ class ImplicitPosteriorVAE(GaussianHierarchy):
         def push(eps: Tensor) -> Tensor:
             return eps[..., : self.z_dims[0]] + self.out(self.push(h, eps))
 
-        loc, scale = self._contrast(push, h)
+        loc, scale = self._contrast(push, x)
 
         def log_density(z: Tensor) -> Tensor:
             return self.critic(x, (z - loc) / scale) + Normal(loc, scale).log_prob(z).sum(-1)
@@ -112,11 +112,11 @@ class ImplicitPosteriorVAE(GaussianHierarchy):
         return Implicit(push, log_density, (loc, scale), self.noise_dim)
 
     @torch.no_grad()
-    def _contrast(self, push: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrast(self, push: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.adaptive_contrast:
-            zero = h.new_zeros(len(h), self.z_dims[0])
+            zero = x.new_zeros(len(x), self.z_dims[0])
             return zero, torch.ones_like(zero)
-        z = push(torch.randn(self.num_contrast, len(h), self.noise_dim, dtype=h.dtype, device=h.device))
+        z = push(torch.randn(self.num_contrast, len(x), self.noise_dim, dtype=x.dtype, device=x.device))
         return z.mean(0), z.std(0).clamp_min(FLOOR)
 
 

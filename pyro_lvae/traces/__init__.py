@@ -4,12 +4,13 @@ Estimators, evaluation and the contract all read the same ledger, so what a plat
 global site means is decided here and nowhere else.
 """
 
-from .messengers import CLOSED_FORM, DATA, RedrawMessenger, data_frame, known_mean, normal_of, redraw
+from .messengers import CLOSED_FORM, DATA, AutocastMessenger, RedrawMessenger, data_frame, known_mean, normal_of, redraw
 from .modes import evaluating, fixed_noise, forked_noise
 from .runs import generate, guide_sites, ledger, log_densities, replay, run, trace_pair
 from .sites import Ledger, Site
 
 __all__ = [
+    "AutocastMessenger",
     "CLOSED_FORM",
     "DATA",
     "Ledger",

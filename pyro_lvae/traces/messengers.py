@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 
 DATA = "data"  # the name of the one plate that holds every local site
 PARTICLE_DIM = -2
@@ -80,6 +84,45 @@ class RedrawMessenger(ValuesMessenger):
 
     def value_of(self, name: str, fn) -> Tensor:
         return redraw(fn, self.values[name])
+
+
+class AutocastMessenger(Messenger):
+    """Matrix products in a smaller precision; the distributions of sites, and so draws and densities, in float32.
+
+    It holds while a model or guide runs, and not in what is computed from its trace.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.autocast = torch.autocast(device.type, dtype, cache_enabled=False)
+
+    def __enter__(self):
+        self.autocast.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        self.autocast.__exit__(*exception)
+
+    def _pyro_sample(self, msg: dict) -> None:
+        msg["fn"] = in_float32(msg["fn"])
+
+
+def in_float32(fn: Distribution) -> Distribution:
+    """The distribution with parameters of at least float32; `fn` itself where they are."""
+    wider = {name: _in_float32(value) for name, value in vars(fn).items()}
+    if all(wider[name] is value for name, value in vars(fn).items()):
+        return fn
+    found = copy.copy(fn)
+    vars(found).update(wider)
+    return found
+
+
+def _in_float32(value):
+    if isinstance(value, Distribution):
+        return in_float32(value)
+    is_small = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+    return value.float() if is_small else value
 
 
 def normal_of(fn):
