@@ -7,8 +7,9 @@ Sonderby et al. (2016, table 1): -82.12 nats, -81.84 after more epochs at a fall
 importance samples in them. Here the learning rate falls along a cosine in the first part, and each fine-tuning starts
 from its end: by IWAE (one sample is the ELBO), by DReG, whose gradients for the guide are less noisy, and with a moving
 average of the weights. All stay permutation-invariant, with --gated too, which puts gated linear units into the MLPs.
-Each part has a run folder under --out; stopped or done, the
-same command goes on from there. --start names the folder of a run that is to be trained on in place of the first part.
+Each part has a run folder under --out; stopped or done, the same command goes on from there. --start names the folder
+of a run that is to be trained on in place of the first part; with larger --hidden_dims than it has, its MLPs are
+widened (Net2Net: Chen et al. 2016).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, linear, load, load_weights
+from pyro_lvae.checkpoint import load_checkpoint
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
@@ -73,10 +75,29 @@ def first(data: Dataset, folder: Path, args) -> dict:
     )
 
 
+def load_narrower(structure: nn.Module, path: Path, halves: int) -> None:
+    """Put the weights of a ladder of the same or narrower MLPs into one that then computes the same.
+
+    A new unit keeps the random weights that lead to it; those that lead from it to a former unit are 0. With gates a
+    layer's units are in two halves, each of which grows.
+    """
+    state, wide = load_checkpoint(path)["structure"], structure.state_dict()
+    pairs = [(state.get(name), tensor) for name, tensor in wide.items()]
+    if not all(s is not None and s.ndim == t.ndim and s.numel() <= t.numel() for s, t in pairs):
+        load_weights(structure, path)  # says what does not fit
+    for s, t in pairs:
+        if s.ndim == 0:  # batch norm's count of batches
+            t.copy_(s)
+            continue
+        grown, per = len(t) > len(s), len(s) // halves
+        rows = [torch.arange(per) + i * len(t) // halves for i in range(halves)] if grown else [torch.arange(len(s))]
+        t[torch.cat(rows)] = s if s.ndim == 1 else nn.functional.pad(s, (0, t.shape[1] - s.shape[1]))
+
+
 def fine_tuned(estimator, data: Dataset, start: Path, folder: Path, args) -> dict:
     """Train on from the end of the first part, or go on with it."""
     structure = make(data, args)
-    load_weights(structure, start / CHECKPOINT)
+    load_narrower(structure, start / CHECKPOINT, halves=2 if args.gated else 1)
     return train(
         structure,
         data,

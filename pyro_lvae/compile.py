@@ -132,7 +132,7 @@ class CompiledStep:
     def __init__(self, step: Step, args: tuple, beta: dict[str, float]):
         self.step, self.names = step, tuple(beta)
         self.like = args[0]
-        self.shapes = _shapes(args)
+        self.shapes, self.share = _shapes(args), step.share
         self._modules = list(step.structure.modules())
         self.modes = [m.training for m in self._modules]
         named = [*step.structure.named_parameters(), *step.structure.named_buffers()]
@@ -142,11 +142,12 @@ class CompiledStep:
         self._has_gradient = [True] * len(self._trained)
         self._compiled = self._compile(args, beta)
         if self.like.device.type == "cuda":
-            self._compiled = _Replayed(self._compiled, len(self._weights))
+            self._compiled = _Replayed(self._compiled, self._inputs(args, beta), len(self._weights))
 
     def fits(self, args: tuple) -> bool:
-        """Whether a batch is of the shape of the graph, and the modules in the mode it was traced in."""
-        return _shapes(args) == self.shapes and [m.training for m in self._modules] == self.modes
+        """Whether a batch is of the shape of the graph, and all else as it was traced."""
+        is_alike = _shapes(args) == self.shapes and self.step.share == self.share
+        return is_alike and [m.training for m in self._modules] == self.modes
 
     def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
         """As of `Step`."""
@@ -162,7 +163,9 @@ class CompiledStep:
         return loss, norm
 
     def _inputs(self, args: tuple, beta: dict[str, float]) -> list[Tensor]:
-        weights = self.like.new_tensor([float(beta[n]) for n in self.names])
+        weights = torch.tensor([float(beta[n]) for n in self.names], dtype=self.like.dtype)
+        weights = weights.pin_memory() if self.like.is_cuda else weights  # so that the host need not wait
+        weights = weights.to(self.like.device, non_blocking=True)
         state = [t.to(self.like.device) for t in learned(self.step.estimator).values()]
         return [*self._weights, *state, weights, *(a for a in args if a is not None)]
 
@@ -247,7 +250,7 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
     try:
         with torch.no_grad(), _cached(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of parts of its own
-            return inductor(graph, inputs, options={"fallback_random": True})
+            return inductor(graph, inputs, options={"fallback_random": True, "triton.cudagraphs": False})
     except Exception as error:
         raise CompileError(
             f"torch's inductor could not compile {what}: {_first_line(error)}. On the CPU it needs a C++ compiler "
@@ -256,33 +259,44 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
 
 
 class _Replayed:
-    """A function of tensors as a CUDA graph: its first arguments keep their memory, the others are copied in."""
+    """A function of tensors as a CUDA graph: its first arguments keep their memory, the others are copied in.
 
-    def __init__(self, compiled, num_static: int):
-        self.compiled, self.num_static, self.graph = compiled, num_static, None
+    Raises:
+        CompileError: an operation cannot be captured.
+    """
+
+    def __init__(self, compiled: Callable, inputs: list[Tensor], num_static: int):
+        self.num_static = num_static
+        self.inputs = [*inputs[:num_static], *(t.clone() for t in inputs[num_static:])]
+        before = [t.clone() for t in inputs[:num_static]]  # the warm-up moves batch-norm statistics
+        try:
+            with torch.no_grad(), torch.cuda.device(inputs[0].device):
+                self.graph, self.outputs = _captured(compiled, self.inputs)
+        except RuntimeError as error:
+            raise CompileError(f"the compiled step cannot become a CUDA graph: {_first_line(error)}") from error
+        finally:
+            for t, value in zip(inputs, before, strict=False):
+                t.copy_(value)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        if self.graph is None:
-            self._capture(inputs)
         for static, now in zip(self.inputs[self.num_static :], inputs[self.num_static :], strict=True):
             static.copy_(now, non_blocking=True)
         self.graph.replay()
         return list(self.outputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
-        self.inputs = [*inputs[: self.num_static], *(t.clone() for t in inputs[self.num_static :])]
-        before = [t.clone() for t in self.inputs[: self.num_static]]  # the warm-up moves batch-norm statistics
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with forked_noise(inputs[0].device), torch.cuda.stream(side):
-            for _ in range(3):
-                self.compiled(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = self.compiled(*self.inputs)
-        for t, value in zip(self.inputs, before, strict=False):
-            t.copy_(value)
+
+def _captured(compiled: Callable, inputs: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A graph of the call, on the current device, and the memory that its outputs are in."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with forked_noise(inputs[0].device), torch.cuda.stream(side):
+        for _ in range(3):
+            compiled(*inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        outputs = compiled(*inputs)
+    return graph, outputs
 
 
 def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
@@ -303,10 +317,12 @@ def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
 @contextmanager
 def matmul_precision(precision: str):
     """While a block lasts, torch's float32 matrix products may use TF32, if that is the precision."""
+    if precision != "tf32":  # torch may have been told by settings that it refuses to tell here
+        yield
+        return
     before = torch.get_float32_matmul_precision()
     try:
-        if precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")
         yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -117,6 +117,18 @@ class Point(nn.Module):
         return dist.Delta(self.point(h)).to_event(1)
 
 
+def one_hot(y: Tensor, num_classes: int, like: Tensor, remedy: str) -> Tensor:
+    """Labels `[...]` as `[..., num_classes]` in the dtype of `like`.
+
+    Raises:
+        ValueError: a label is out of range; looked for while Pyro validates, since on CUDA it would end the process.
+    """
+    y = y.long()
+    if dist.is_validation_enabled() and (out := (y < 0) | (y >= num_classes)).any():
+        raise ValueError(f"a label is {y[out][0]}; num_classes={num_classes} takes 0 to {num_classes - 1}{remedy}")
+    return F.one_hot(y, num_classes).to(like)
+
+
 def is_point(fn: dist.TorchDistribution) -> bool:
     """Whether a distribution is a point mass."""
     while hasattr(fn, "base_dist"):

@@ -119,8 +119,12 @@ class Processes:
             )
 
 
-def processes() -> Processes:
-    """This process among those that torchrun started; alone, where it did not."""
+def processes(device: str | torch.device | None = None) -> Processes:
+    """This process among those that torchrun started; alone, where it did not.
+
+    Args:
+        device: where it will compute, which decides how they talk; left out, CUDA where there is one.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     try:
@@ -129,5 +133,6 @@ def processes() -> Processes:
         raise ImportError(
             "training in several processes needs accelerate; pip install 'pyro-lvae[distributed]'"
         ) from error
-    state = PartialState(cpu=not torch.cuda.is_available())
+    is_on_cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    state = PartialState(cpu=not is_on_cuda)  # on CUDA, the current device is now this process's own
     return Processes(state.process_index, state.num_processes)

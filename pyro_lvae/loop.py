@@ -207,7 +207,8 @@ class Loop:
                 raise KeyboardInterrupt(f"stopped after step {self.step}; resume from {self.out}")
             if is_late:
                 break
-        self.epoch_seconds = self.processes.agree(self.epoch_seconds)
+        self._look()  # waits for the device
+        self.epoch_seconds = self.processes.agree(time.perf_counter() - started)
         metrics = self._end_epoch()
         for callback in callbacks:
             callback.on_epoch(metrics)
@@ -316,7 +317,6 @@ class Loop:
     # ------------------------------------------------------------------ what is written down
 
     def _end_epoch(self) -> EpochMetrics:
-        self._look()
         lr = float(self.optimizer.param_groups[0]["lr"])
         with nullcontext() if self.average is None else self.average.in_place():
             found = monitored(self.structure, self.data, self.monitor_size, self._beta(), self.supervised)

@@ -149,7 +149,8 @@ class BatchNorm(nn.BatchNorm1d):
     def _over_processes(self, x: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 
-        sums = all_reduce(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 does not count rows
+        sums = all_reduce(torch.cat([x.new_full((1,), len(x)), x.sum(0)]))
         count, mean = sums[0].detach(), sums[1:] / sums[0].detach()
         variance = all_reduce((x - mean).square().sum(0)) / count
         with torch.no_grad():

@@ -19,8 +19,8 @@ class EpochMetrics:
         step: optimiser steps completed.
         seconds: training time so far, over all resumed parts.
         objective: mean training objective of the epoch (annealed by beta, in training mode).
-        train_elbo, test_elbo: ELBO at beta = 1, one sample, in evaluation mode, on the first
-            rows of either set (`monitor_size` of `fit`), with the same noise every epoch.
+        train_elbo, test_elbo: ELBO at beta = 1, one sample, in evaluation mode, on rows spread
+            over either set (`monitor_size` of `fit`), with the same noise every epoch.
         kl: {site: KL contribution E_q[log q - log p]} on the same test rows.
         beta: {site: KL weight at the end of the epoch}; "global" stands for many global sites of one weight.
         lr: learning rate of the epoch.

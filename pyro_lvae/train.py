@@ -114,7 +114,7 @@ def fit(
         CheckpointError: there is nothing to resume, or it does not fit.
         NonFiniteLoss: the loss became NaN or infinite; names site, step and last good checkpoint.
     """
-    out, together = None if out is None else Path(out), processes()
+    out, together = None if out is None else Path(out), processes(_device(structure, device))
     supervised = takes_labels(structure, supervised)
     counts = dict(
         epochs=epochs,
@@ -218,11 +218,18 @@ def _check_batches(structure: nn.Module, data: Dataset, batch_size: int) -> None
         )
 
 
+def _device(structure: nn.Module, device: str | torch.device | None) -> torch.device | None:
+    """The device asked for, or that of the structure, if it has one."""
+    if device is not None:
+        return as_device(device)
+    return next((p.device for p in structure.parameters()), None) if is_set_up(structure) else None
+
+
 def _on_one_device(structure: nn.Module, data: Dataset, device: str | torch.device | None):
-    """Both on `device`, or where the structure is; what is no module is left for `check` to refuse."""
+    """Both on one device; what is no module is left for `check` to refuse."""
     if not is_set_up(structure):
         return structure, data
-    device = next(structure.parameters(), data.x_train).device if device is None else as_device(device)
+    device = _device(structure, device) or data.x_train.device
     return structure.to(device), data.to(device)
 
 

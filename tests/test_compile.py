@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -41,7 +42,7 @@ from pyro_lvae import (
     linear,
     log_likelihood,
 )
-from pyro_lvae.compile import CompiledStep, CompileError, Step, pays
+from pyro_lvae.compile import CompiledStep, CompileError, Step, _Replayed, pays
 from pyro_lvae.optim import FusedAdam
 from pyro_lvae.traces import evaluating, forked_noise
 
@@ -261,6 +262,16 @@ def test_other_shapes_do_not_fit(x, traced_only):
     assert not step.fits((x,))
 
 
+def test_another_share_of_the_batch_does_not_fit(x, traced_only):
+    """With several processes the loss is that of a part of the batch, and what part it is stands in the graph."""
+    eager = Step(VAE(12, 3, 8), SampledELBO())
+    eager.share = 0.5
+    step = CompiledStep(eager, (x,), {"z1": 1.0})
+    assert step.fits((x,))
+    eager.share = 0.6
+    assert not step.fits((x,))
+
+
 def test_tracing_draws_no_noise_and_leaves_everything_as_it_was(x, traced_only):
     vae, estimator = VAE(12, 3, 8), GECO(5.0)
     before, noise = copy.deepcopy(vae.state_dict()), torch.get_rng_state()
@@ -277,14 +288,38 @@ def test_a_batch_of_other_modes_is_refused_by_name(x):
         CompiledStep(Step(VAE(12, 3, 8), RenyiELBO(num_particles=2)), (x,), {"z1": 1.0})
 
 
+def test_a_failed_capture_is_told_and_leaves_everything_as_it_was(monkeypatch):
+    def failing(compiled, inputs):
+        inputs[0].add_(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("pyro_lvae.compile._captured", failing)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    statistics = torch.zeros(3)
+    with pytest.raises(CompileError, match="cannot become a CUDA graph: operation not permitted"):
+        _Replayed(None, [statistics, torch.ones(1)], 1)
+    assert (statistics == 0).all()
+
+
 @pytest.mark.gpu
-def test_cuda_graph_agrees_with_eager():
+@pytest.mark.parametrize("estimator", [AnalyticELBO(), IWAE(4), DReG(4), GECO(6.0)])
+def test_cuda_graph_agrees_with_eager(estimator):
+    """A replay draws what the same step draws eagerly: losses, weights, statistics and multipliers agree."""
     x = (torch.rand(32, 12, device="cuda") > 0.5).double()
-    structure = LadderVAE(12, (5, 3), (16, 8)).double().cuda()
-    eager, *_ = pair(structure, x, 1, False, AnalyticELBO())
-    compiled, *_ = pair(structure, x, 1, True, AnalyticELBO())
-    assert torch.isfinite(compiled).all()
-    assert abs(compiled[0, 0] - eager[0, 0]) < 5
+    check_equal(LadderVAE(12, (5, 3), (16, 8)).double().cuda(), x, estimator, 20)
+
+
+@pytest.mark.gpu
+def test_a_replay_waits_for_no_value():
+    x = (torch.rand(32, 12, device="cuda") > 0.5).float()
+    step = CompiledStep(Step(VAE(12, 3, 8).cuda(), SampledELBO()), (x,), {"z1": 0.5})
+    step((x,), {"z1": 0.6})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, _ = step((x,), {"z1": 0.7})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
 
 
 @pytest.mark.gpu
@@ -349,6 +384,17 @@ def test_tf32_is_set_while_training_alone(tiny, monkeypatch):
     fit(VAE(12, 3, 8), tiny, epochs=1, precision="tf32", callbacks=[Watch()])
     assert set(seen) == {"high"}
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_torchs_own_settings_of_tf32_are_left_alone(tiny):
+    """Where they were set by torch's newer names, it refuses to tell them by the older."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        fit(VAE(12, 3, 8), tiny, epochs=1, callbacks=())
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_unknown_settings_are_refused(tiny):

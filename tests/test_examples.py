@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_lvae import ConditionalVAE
-from pyro_lvae.checkpoint import load_checkpoint
+from pyro_lvae import ConditionalVAE, LadderVAE, log_likelihood
+from pyro_lvae.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "all")
@@ -35,6 +35,24 @@ def test_the_ladder_at_length_with_gated_units(tmp_path, monkeypatch):
     runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"), run_name="__main__")
     weights = load_checkpoint(tmp_path / "runs" / "ladder_finetuned-smoke" / "first" / "checkpoint.pt")["structure"]
     assert weights["decoder.0.weight"].shape == (32, 4)  # 16 units, and as many gates
+
+
+@pytest.mark.parametrize("activation", [torch.nn.LeakyReLU, torch.nn.GLU])
+def test_a_widened_ladder_computes_the_same(tmp_path, activation):
+    example = runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"))
+    narrow = LadderVAE(12, (4, 3, 2), (8, 6, 5), activation=activation).double()
+    for name, t in narrow.named_buffers():
+        t.copy_(torch.rand(t.shape) + 0.5 if "running" in name else t)
+    wide = LadderVAE(12, (4, 3, 2), (20, 6, 7), activation=activation).double()
+    save_checkpoint(tmp_path / "narrow.pt", {"structure": narrow.state_dict()})
+    example["load_narrower"](wide, tmp_path / "narrow.pt", halves=1 + (activation is torch.nn.GLU))
+    x, found = (torch.rand(5, 12) > 0.5).double(), []
+    for ladder in (narrow, wide):
+        torch.manual_seed(0)
+        found.append(log_likelihood(ladder, x, 10))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    with pytest.raises(CheckpointError, match="another structure"):
+        example["load_narrower"](LadderVAE(12, (4, 3, 2), (7, 6, 5)), tmp_path / "narrow.pt", halves=1)
 
 
 def test_style_goes_through_a_learned_prior(tiny):

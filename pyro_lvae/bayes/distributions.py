@@ -60,7 +60,9 @@ class LowRankNormal(Gaussian):
 
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor):
         super().__init__(loc.shape)
-        self.flat = dist.LowRankMultivariateNormal(loc.flatten(), factor, scale.flatten().square(), validate_args=False)
+        variance = scale.flatten().square()
+        with torch.autocast(loc.device.type, enabled=False):  # its Cholesky factor needs all digits
+            self.flat = dist.LowRankMultivariateNormal(loc.flatten(), factor, variance, validate_args=False)
 
     @property
     def mean(self) -> Tensor:

@@ -8,9 +8,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..conditionals import Bernoulli, Normal
+from ..conditionals import Bernoulli, Normal, one_hot
 from ..nets import MLP
 
 
@@ -94,13 +93,7 @@ class ConditionalVAE(nn.Module):
         if y is None:
             raise ValueError(f"{type(self).__name__} is conditional on labels y, and none were given; pass y=")
         if y.ndim == 1 and not y.is_floating_point():
-            try:
-                return F.one_hot(y.long(), self.num_classes).to(x)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"a label is {y[(y < 0) | (y >= self.num_classes)][0]}; num_classes={self.num_classes} takes 0 to "
-                    f"{self.num_classes - 1} (with hidden ones, -1, use SemiSupervisedVAE, ADGM or SDGM)"
-                ) from error
+            return one_hot(y, self.num_classes, x, " (with hidden ones, -1, use SemiSupervisedVAE, ADGM or SDGM)")
         if not y.is_floating_point() or y.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"y is {y.dtype} of shape {tuple(y.shape)}; expected integer labels [B] or floating-point "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pyro.distributions as dist
@@ -91,8 +92,7 @@ class OptimalPriorVAE(Around):
     @torch.no_grad()
     def _move_normalizer(self, t: Tensor) -> None:
         now = _log_mean_exp(t)
-        both = torch.stack([self.log_normalizer, now]) + torch.tensor([1 - RATE, RATE]).log().to(now)
-        self.log_normalizer.copy_(both.logsumexp(0))
+        self.log_normalizer.copy_(torch.logaddexp(self.log_normalizer + math.log(1 - RATE), now + math.log(RATE)))
 
 
 class _Tilted(dist.Independent):
@@ -121,4 +121,4 @@ class _Tilted(dist.Independent):
 
 
 def _log_mean_exp(t: Tensor) -> Tensor:
-    return t.logsumexp(0) - torch.log(t.new_tensor(float(len(t))))
+    return t.logsumexp(0) - math.log(len(t))

@@ -8,9 +8,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..conditionals import Bernoulli, Normal
+from ..conditionals import Bernoulli, Normal, one_hot
 from ..critics import factor
 from ..nets import JointMLP
 
@@ -122,13 +121,7 @@ class SemiSupervisedVAE(nn.Module):
         return None
 
     def _one_hot(self, y: Tensor, x: Tensor) -> Tensor:
-        try:
-            return F.one_hot(y.long(), self.num_classes).to(x)
-        except RuntimeError as error:
-            raise ValueError(
-                f"a label is {y[(y < 0) | (y >= self.num_classes)][0]}; num_classes={self.num_classes} takes 0 to "
-                f"{self.num_classes - 1}, and -1 where there is none"
-            ) from error
+        return one_hot(y, self.num_classes, x, ", and -1 where there is none")
 
     def _prior_of_y(self, x: Tensor) -> dist.TorchDistribution:
         return dist.Categorical(logits=x.new_zeros(self.num_classes))
