@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Schedule:
     def __post_init__(self):
         if self.unit not in ("epochs", "steps"):
             raise ValueError(f"unit is {self.unit!r}; expected 'epochs' or 'steps'")
+        numbers = {name: getattr(self, name) for name in ("start", "stop", "length", "cycles", "ramp")}
+        if odd := {name: value for name, value in numbers.items() if not isinstance(value, Real)}:
+            raise ValueError(f"{odd} of a schedule; expected numbers")
         if not (self.start >= 0 and self.stop >= 0):
             raise ValueError(f"the schedule goes from {self.start} to {self.stop}; both must be 0 or more")
         if self.length < 0 or self.cycles < 1 or not 0 < self.ramp <= 1:

@@ -80,6 +80,7 @@ def test_a_schedule_knows_whether_training_outlasts_it():
         (lambda: linear(0, 1), "exactly one"),
         (lambda: linear(0, 1, epochs=3, steps=3), "exactly one"),
         (lambda: Schedule(unit="batches"), "expected 'epochs' or 'steps'"),
+        (lambda: linear(0, 1, epochs="10"), "{'length': '10'} of a schedule; expected numbers"),
         (lambda: cyclical(epochs=3, cycles=0), "cycles >= 1"),
     ],
 )

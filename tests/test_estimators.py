@@ -29,6 +29,7 @@ from pyro_lvae import (
     VAE,
     AnalyticELBO,
     BetaELBO,
+    BetaTCELBO,
     ConstrainedELBO,
     DReG,
     FreeBits,
@@ -604,6 +605,13 @@ def test_closed_form_kls_are_refused_where_they_do_not_add_up(estimator, x):
         lambda: FreeBits(-0.1),
         lambda: ConstrainedELBO(0.0),
         lambda: GECO(5.0, decay=1.0),
+        lambda: GECO("40"),
+        lambda: BetaELBO("4"),
+        lambda: FreeBits("0.5"),
+        lambda: BetaTCELBO("6"),
+        lambda: Renyi("0.5"),
+        lambda: DReG(alpha="0"),
+        lambda: CIWAE("0.5"),
     ],
 )
 def test_arguments_out_of_range_are_refused(make):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Lagrangian(LedgerELBO):
 
     def __init__(self, allowance: float, rate: float, initial: float, num_particles: int):
         super().__init__(num_particles=num_particles)
+        if not isinstance(allowance, Real):
+            raise ValueError(f"the constraint's limit is {allowance!r}; expected a number of nats a datum")
         if not (rate > 0 and initial > 0):
             raise ValueError(f"rate is {rate} and initial {initial}; each must be positive")
         self.allowance, self.rate, self.initial = allowance, rate, initial

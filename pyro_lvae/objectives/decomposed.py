@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -47,8 +48,8 @@ class BetaTCELBO(LedgerELBO):
         if size is not None and size < 1:
             raise ValueError(f"size is {size}; give the number of rows of the data set")
         for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}; a weight must be 0 or more")
+            if not (isinstance(value, Real) and value >= 0):
+                raise ValueError(f"{name} is {value!r}; a weight must be a number, 0 or more")
         self.beta, self.alpha, self.gamma, self.size, self.layer = beta, alpha, gamma, size, layer
 
     def bound(self, sites: Ledger) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
@@ -71,8 +72,9 @@ class BetaELBO(LedgerELBO):
 
     def __init__(self, beta: float | dict[str, float] = 4.0, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
-        if not all(b >= 0 for b in (beta.values() if isinstance(beta, Mapping) else [beta])):
-            raise ValueError(f"beta is {beta}; a KL weight must be 0 or more")
+        weights = beta.values() if isinstance(beta, Mapping) else [beta]
+        if not all(isinstance(b, Real) and b >= 0 for b in weights):
+            raise ValueError(f"beta is {beta!r}; a KL weight must be a number, 0 or more")
         self.beta = beta
 
     def bound(self, sites: Ledger) -> Tensor:
@@ -106,8 +108,8 @@ class FreeBits(LedgerELBO):
 
     def __init__(self, nats: float = 0.5, analytic: bool = False, num_particles: int = 1):
         super().__init__(num_particles=num_particles)
-        if not nats >= 0:
-            raise ValueError(f"nats is {nats}; the free nats of a layer must be 0 or more")
+        if not (isinstance(nats, Real) and nats >= 0):
+            raise ValueError(f"nats is {nats!r}; the free nats of a layer must be a number, 0 or more")
         self.nats, self.analytic = nats, analytic
 
     def bound(self, sites: Ledger) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from numbers import Real
 
 from torch import Tensor
 
@@ -37,8 +38,8 @@ class Renyi(WeighedELBO):
     needs_scores = True
 
     def __init__(self, alpha: float = 0.5, num_particles: int = 5, resampled: int | None = None):
-        if math.isnan(alpha):
-            raise ValueError("alpha is nan; give the order of the Renyi divergence, such as 0.5")
+        if not isinstance(alpha, Real) or math.isnan(alpha):
+            raise ValueError(f"alpha is {alpha!r}; give the order of the Renyi divergence, such as 0.5")
         super().__init__(num_particles, alpha, resampled)
 
 
@@ -87,8 +88,8 @@ class CIWAE(LedgerELBO):
 
     def __init__(self, elbo_weight: float = 0.5, num_particles: int = 5):
         super().__init__(num_particles=num_particles)
-        if not 0 <= elbo_weight <= 1:
-            raise ValueError(f"elbo_weight is {elbo_weight}; expected a number from 0 (IWAE) to 1 (ELBO)")
+        if not (isinstance(elbo_weight, Real) and 0 <= elbo_weight <= 1):
+            raise ValueError(f"elbo_weight is {elbo_weight!r}; expected a number from 0 (IWAE) to 1 (ELBO)")
         self.elbo_weight = elbo_weight
 
     def bound(self, sites: Ledger) -> Tensor:

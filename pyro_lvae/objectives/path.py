@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -80,8 +81,8 @@ class DReG(WeighedELBO):
     splits_densities = at_fixed_draws = True
 
     def __init__(self, num_particles: int = 5, alpha: float = 0.0, prior: bool = False, resampled: int | None = None):
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha is {alpha}; doubly reparameterised gradients need a finite order")
+        if not (isinstance(alpha, Real) and math.isfinite(alpha)):
+            raise ValueError(f"alpha is {alpha!r}; doubly reparameterised gradients need a finite order")
         super().__init__(num_particles, alpha, resampled)
         self.prior = prior
 
