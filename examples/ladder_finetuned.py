@@ -8,8 +8,8 @@ importance samples in them. Here the learning rate falls along a cosine in the f
 from its end: by IWAE (one sample is the ELBO), by DReG, whose gradients for the guide are less noisy, and with a moving
 average of the weights. All stay permutation-invariant, with --gated too, which puts gated linear units into the MLPs.
 Each part has a run folder under --out; stopped or done, the same command goes on from there. --start names the folder
-of a run that is to be trained on in place of the first part; with larger --hidden_dims than it has, its MLPs are
-widened (Net2Net: Chen et al. 2016).
+of a run that is to be trained on in place of the first part; with --start_hidden_dims its MLPs have these
+widths, and are widened to --hidden_dims.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, linear, load, load_weights
-from pyro_lvae.checkpoint import load_checkpoint
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
@@ -42,10 +41,11 @@ PUBLISHED = {  # permutation-invariant MNIST, log p(x) or a bound on it, nats
 }
 
 
-def make(data: Dataset, args) -> nn.Module:
+def make(data: Dataset, args, hidden_dims: list[int] | None = None) -> nn.Module:
     torch.manual_seed(args.seed)
+    hidden_dims = hidden_dims or args.hidden_dims
     activation = nn.GLU if args.gated else nn.LeakyReLU
-    return LadderVAE(data.x_dim, args.z_dims, args.hidden_dims, num_hidden=args.num_hidden, activation=activation)
+    return LadderVAE(data.x_dim, args.z_dims, hidden_dims, num_hidden=args.num_hidden, activation=activation)
 
 
 def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> dict:
@@ -75,31 +75,38 @@ def first(data: Dataset, folder: Path, args) -> dict:
     )
 
 
-def load_narrower(structure: nn.Module, path: Path, halves: int) -> None:
-    """Put the weights of a ladder of the same or narrower MLPs into one that then computes the same.
+def widen(narrow: nn.Module, wide: nn.Module, halves: int) -> None:
+    """Make a ladder with wider MLPs compute what a narrow one does (after Net2Net: Chen et al. 2016).
 
-    A new unit keeps the random weights that lead to it; those that lead from it to a former unit are 0. With gates a
-    layer's units are in two halves, each of which grows.
+    New units keep the random weights that lead to them, and those that lead from them to former units are 0. (Net2Net
+    begins them as copies.) With gates a layer's units are in two halves, each of which grows.
     """
-    state, wide = load_checkpoint(path)["structure"], structure.state_dict()
-    pairs = [(state.get(name), tensor) for name, tensor in wide.items()]
-    if not all(s is not None and s.ndim == t.ndim and s.numel() <= t.numel() for s, t in pairs):
-        load_weights(structure, path)  # says what does not fit
-    for s, t in pairs:
-        if s.ndim == 0:  # batch norm's count of batches
-            t.copy_(s)
-            continue
-        grown, per = len(t) > len(s), len(s) // halves
-        rows = [torch.arange(per) + i * len(t) // halves for i in range(halves)] if grown else [torch.arange(len(s))]
-        t[torch.cat(rows)] = s if s.ndim == 1 else nn.functional.pad(s, (0, t.shape[1] - s.shape[1]))
+    with torch.no_grad():
+        for s, t in zip(narrow.state_dict().values(), wide.state_dict().values(), strict=True):
+            if s.shape == t.shape:
+                t.copy_(s)
+                continue
+            per = len(s) // halves
+            halved = torch.cat([torch.arange(per) + i * len(t) // halves for i in range(halves)])
+            rows = halved if len(t) > len(s) else torch.arange(len(s))
+            t[rows] = s if s.ndim == 1 else nn.functional.pad(s, (0, t.shape[1] - s.shape[1]))
+
+
+def started(data: Dataset, start: Path, args) -> nn.Module:
+    """The ladder at `start`, wider if that was asked for."""
+    narrow = make(data, args, args.start_hidden_dims)
+    load_weights(narrow, start / CHECKPOINT)
+    if not args.start_hidden_dims:
+        return narrow
+    wide = make(data, args)
+    widen(narrow, wide, halves=2 if args.gated else 1)
+    return wide
 
 
 def fine_tuned(estimator, data: Dataset, start: Path, folder: Path, args) -> dict:
     """Train on from the end of the first part, or go on with it."""
-    structure = make(data, args)
-    load_narrower(structure, start / CHECKPOINT, halves=2 if args.gated else 1)
     return train(
-        structure,
+        started(data, start, args),
         data,
         folder,
         args,
@@ -154,6 +161,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--average", type=float, default=None, help="decay of the average of weights; none if left out")
     parser.add_argument("--start", default=None, help="run folder to train on, in place of the first part")
+    parser.add_argument(
+        "--start_hidden_dims", type=int, nargs="+", default=None, help="widths of that run, where they were smaller"
+    )
     parser.add_argument("--fine_epochs", type=int, default=200)
     parser.add_argument("--fine_lr", type=float, default=2e-4)
     parser.add_argument("--fine_gamma", type=float, default=0.99, help="factor of the learning rate, an epoch")
@@ -162,7 +172,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder_finetuned"))
-    return parsed(
+    args = parsed(
         parser,
         argv,
         data="digits",
@@ -175,6 +185,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         num_samples=5,
         num_images=20,
     )
+    if narrow := args.start_hidden_dims:
+        fits = args.start and len(narrow) == len(args.hidden_dims) and all(map(int.__le__, narrow, args.hidden_dims))
+        if not fits:
+            parser.error(
+                f"--start_hidden_dims {narrow} go with --start and --hidden_dims as large, not {args.hidden_dims}"
+            )
+    return args
 
 
 if __name__ == "__main__":

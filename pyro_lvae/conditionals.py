@@ -121,12 +121,18 @@ def one_hot(y: Tensor, num_classes: int, like: Tensor, remedy: str) -> Tensor:
     """Labels `[...]` as `[..., num_classes]` in the dtype of `like`.
 
     Raises:
-        ValueError: a label is out of range; looked for while Pyro validates, since on CUDA it would end the process.
+        ValueError: a label is out of range. (On CUDA it is looked for while Pyro validates; one met later would end
+            the process.)
     """
     y = y.long()
-    if dist.is_validation_enabled() and (out := (y < 0) | (y >= num_classes)).any():
-        raise ValueError(f"a label is {y[out][0]}; num_classes={num_classes} takes 0 to {num_classes - 1}{remedy}")
-    return F.one_hot(y, num_classes).to(like)
+    out = (y < 0) | (y >= num_classes)
+    try:
+        if y.is_cuda and dist.is_validation_enabled() and out.any():
+            raise RuntimeError
+        return F.one_hot(y, num_classes).to(like)
+    except RuntimeError as error:
+        message = f"a label is {y[out][0]}; num_classes={num_classes} takes 0 to {num_classes - 1}{remedy}"
+        raise ValueError(message) from error
 
 
 def is_point(fn: dist.TorchDistribution) -> bool:

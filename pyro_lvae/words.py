@@ -35,6 +35,7 @@ class WordCounts(TorchDistribution):
     def __init__(self, logits: Tensor, total_count: int | Tensor = 1, validate_args: bool | None = None):
         if logits.ndim < 1:
             raise ValueError("logits is a scalar; expected one a word, [..., V]")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a softmax of many words needs the digits
         count = total_count if isinstance(total_count, Tensor) else logits.new_full((), total_count)
         shape = torch.broadcast_shapes(logits.shape[:-1], count.shape)
         self.logits = logits.log_softmax(-1).expand(*shape, -1)

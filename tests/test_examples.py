@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_lvae import ConditionalVAE, LadderVAE, log_likelihood
-from pyro_lvae.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from pyro_lvae.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "all")
@@ -33,26 +33,29 @@ def test_the_ladder_at_length_with_gated_units(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ladder_finetuned.py", "--smoke", "--gated", "--estimators", "IWAE"])
     runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"), run_name="__main__")
-    weights = load_checkpoint(tmp_path / "runs" / "ladder_finetuned-smoke" / "first" / "checkpoint.pt")["structure"]
-    assert weights["decoder.0.weight"].shape == (32, 4)  # 16 units, and as many gates
+    first = tmp_path / "runs" / "ladder_finetuned-smoke" / "first"
+    assert load_checkpoint(first / "checkpoint.pt")["structure"]["decoder.0.weight"].shape == (32, 4)  # and gates
+    wider = ["--smoke", "--gated", "--estimators", "IWAE", "--start", str(first), "--out", "wide"]
+    wider += ["--start_hidden_dims", "16", "8", "8", "--hidden_dims", "20", "8", "9"]
+    monkeypatch.setattr(sys, "argv", ["ladder_finetuned.py", *wider])
+    runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"), run_name="__main__")
+    weights = load_checkpoint(tmp_path / "wide" / "IWAE-2" / "checkpoint.pt")["structure"]
+    assert weights["decoder.0.weight"].shape == (40, 4)
 
 
 @pytest.mark.parametrize("activation", [torch.nn.LeakyReLU, torch.nn.GLU])
-def test_a_widened_ladder_computes_the_same(tmp_path, activation):
+def test_a_widened_ladder_computes_the_same(activation):
     example = runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"))
     narrow = LadderVAE(12, (4, 3, 2), (8, 6, 5), activation=activation).double()
     for name, t in narrow.named_buffers():
         t.copy_(torch.rand(t.shape) + 0.5 if "running" in name else t)
     wide = LadderVAE(12, (4, 3, 2), (20, 6, 7), activation=activation).double()
-    save_checkpoint(tmp_path / "narrow.pt", {"structure": narrow.state_dict()})
-    example["load_narrower"](wide, tmp_path / "narrow.pt", halves=1 + (activation is torch.nn.GLU))
+    example["widen"](narrow, wide, halves=1 + (activation is torch.nn.GLU))
     x, found = (torch.rand(5, 12) > 0.5).double(), []
     for ladder in (narrow, wide):
         torch.manual_seed(0)
         found.append(log_likelihood(ladder, x, 10))
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
-    with pytest.raises(CheckpointError, match="another structure"):
-        example["load_narrower"](LadderVAE(12, (4, 3, 2), (7, 6, 5)), tmp_path / "narrow.pt", halves=1)
 
 
 def test_style_goes_through_a_learned_prior(tiny):

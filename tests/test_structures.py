@@ -7,6 +7,7 @@ import pyro
 import pytest
 import torch
 from conftest import STRUCTURES, Labelled
+from pyro.distributions import Categorical
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 from pyro_lvae import (
@@ -243,6 +244,8 @@ def test_draws_and_densities_stay_float32_where_products_are_in_bfloat16(structu
     values = [s.value for s in sites.latents.values() if s.value.is_floating_point()]
     assert {t.dtype for s in sites.values() for t in (s.log_p, s.log_q)} == {torch.float32}
     assert all(value.dtype == torch.float32 for value in values)
+    for fn in (d for s in sites.values() for d in (s.p, s.q) if isinstance(d, Categorical | WordCounts)):
+        torch.testing.assert_close(fn.probs.sum(-1), torch.ones(fn.batch_shape), rtol=0, atol=1e-6)
 
 
 def test_double_precision(structure, x):

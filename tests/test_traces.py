@@ -12,6 +12,7 @@ from torch import nn
 from pyro_lvae import IWAE, VAE, anneal, ledger
 from pyro_lvae.annealing import subsample
 from pyro_lvae.traces import evaluating, fixed_noise
+from pyro_lvae.traces.messengers import in_float32
 
 
 class GlobalWeight(nn.Module):
@@ -140,3 +141,20 @@ def test_fixed_noise_leaves_the_callers_random_state_alone():
     with fixed_noise(torch.device("cpu")):
         assert torch.equal(torch.randn(3), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probs"])
+def test_class_probabilities_of_few_digits_are_normalised_anew_in_float32(kind):
+    few = dist.Categorical(**{kind: torch.rand(50, 10).bfloat16()}, validate_args=False)
+    assert few.probs.dtype == torch.bfloat16  # and are kept from now on
+    found = in_float32(dist.MixtureSameFamily(few, dist.Normal(torch.zeros(50, 10), torch.ones(50, 10))))
+    mixing = found.mixture_distribution
+    assert mixing.probs.dtype == mixing.logits.dtype == torch.float32
+    torch.testing.assert_close(mixing.probs.sum(-1), torch.ones(50), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixing.logits.logsumexp(-1), torch.zeros(50), rtol=0, atol=1e-6)
+    assert few.probs.dtype == torch.bfloat16  # the caller's own is as it was
+
+
+def test_in_float32_leaves_alone_what_is_in_it():
+    fn = dist.Normal(torch.zeros(3), torch.ones(3)).to_event(1)
+    assert in_float32(fn) is fn

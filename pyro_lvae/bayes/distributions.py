@@ -73,7 +73,8 @@ class LowRankNormal(Gaussian):
         return self.flat.variance.reshape(self.event_shape)
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008, immutable
-        return self.flat.rsample(sample_shape).reshape(*sample_shape, *self.event_shape)
+        with torch.autocast(self.flat.loc.device.type, enabled=False):
+            return self.flat.rsample(sample_shape).reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.flat.log_prob(value.flatten(-len(self.event_shape)))
@@ -102,7 +103,8 @@ class MatrixNormal(Gaussian):
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008, immutable
         noise = _noise(self.loc, sample_shape).reshape(*sample_shape, len(self.rows), len(self.columns))
-        return self.loc + (self.rows @ noise @ self.columns.T).reshape(*sample_shape, *self.event_shape)
+        with torch.autocast(self.loc.device.type, enabled=False):
+            return self.loc + (self.rows @ noise @ self.columns.T).reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         off = (value - self.loc).reshape(*value.shape[: -len(self.event_shape)], len(self.rows), len(self.columns))

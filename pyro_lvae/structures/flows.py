@@ -133,4 +133,5 @@ class FlowVAE(Around):
         return {name: in_guide[name][0].event_shape[0] for name in names}
 
     def _flown(self, flows: nn.ModuleList, h: Tensor) -> Callable[[dist.TorchDistribution], dist.TorchDistribution]:
+        h = h.to(torch.promote_types(h.dtype, torch.float32))  # a flow may ask its network outside of autocast
         return lambda q: dist.TransformedDistribution(q, [flow.condition(h) for flow in flows])

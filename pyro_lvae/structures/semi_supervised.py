@@ -97,7 +97,7 @@ class SemiSupervisedVAE(nn.Module):
         """The factor alpha log q(y|x) for rows with a label, which is no part of a bound on p(x)."""
         if labels is not None:
             known = labels != UNKNOWN
-            log_q = self.classifier(*inputs).log_softmax(-1)
+            log_q = self.classifier(*inputs).to(inputs[0]).log_softmax(-1)
             log_q = log_q.gather(-1, labels.clamp_min(0).expand(log_q.shape[:-1])[..., None]).squeeze(-1)
             factor("classification", self.alpha * known * log_q)
 
@@ -106,7 +106,7 @@ class SemiSupervisedVAE(nn.Module):
         if labels is not None:
             seen = torch.where(self._one_hot(labels.clamp_min(0), x) == 1, 0.0, NEVER)
             logits = torch.where((labels != UNKNOWN)[:, None], seen, logits)
-        q = dist.Categorical(logits=logits)
+        q = dist.Categorical(logits=logits.to(x))  # normalised in the precision of x
         return self._one_hot(pyro.sample("y", q, infer={"enumerate": "parallel"}), x)
 
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor | None:

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..conditionals import Normal, normal
+from ..conditionals import Normal
 from ..critics import PairCritic
 from ..nets import MLP, Shared
 from .around import drawn
@@ -95,8 +95,9 @@ class ImplicitLikelihoodVAE(nn.Module):
         weights = dict(self.encoder.named_parameters())  # those of this run, should they be draws
 
         def log_ratio(x: Tensor) -> Tensor:
-            q = torch.func.functional_call(self.encoder, weights, (x,))
-            held = normal(q.mean.detach(), q.variance.detach())  # the score of q is the guide's alone
+            q = torch.func.functional_call(self.encoder, weights, (x,)).base_dist
+            loc, scale = q.loc.detach().to(z), q.scale.detach().to(z)  # the score of q is the guide's alone
+            held = GaussianDistribution(loc, scale).to_event(1)
             return held.log_prob(z) - self._prior(x).log_prob(z) - self.critic(x, z)
 
         return Simulated(self.simulate, z, self.x_dim, log_ratio)

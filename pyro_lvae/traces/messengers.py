@@ -10,7 +10,7 @@ from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 DATA = "data"  # the name of the one plate that holds every local site
 PARTICLE_DIM = -2
@@ -89,7 +89,8 @@ class RedrawMessenger(ValuesMessenger):
 class AutocastMessenger(Messenger):
     """Matrix products in a smaller precision; the distributions of sites, and so draws and densities, in float32.
 
-    It holds while a model or guide runs, and not in what is computed from its trace.
+    It holds while a model or guide runs, and not in what is computed from its trace. Flows, whose networks are part of
+    the draw, have their products in the smaller one.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
@@ -97,12 +98,13 @@ class AutocastMessenger(Messenger):
         self.autocast = torch.autocast(device.type, dtype, cache_enabled=False)
 
     def __enter__(self):
+        found = super().__enter__()  # refuses to be entered twice
         self.autocast.__enter__()
-        return super().__enter__()
+        return found
 
     def __exit__(self, *exception):
-        super().__exit__(*exception)
         self.autocast.__exit__(*exception)
+        super().__exit__(*exception)
 
     def _pyro_sample(self, msg: dict) -> None:
         msg["fn"] = in_float32(msg["fn"])
@@ -115,6 +117,12 @@ def in_float32(fn: Distribution) -> Distribution:
         return fn
     found = copy.copy(fn)
     vars(found).update(wider)
+    if isinstance(fn, Categorical):  # normalised when it was made, to the few digits that it had then
+        if "logits" in wider:
+            found._param = found.logits = found.logits.log_softmax(-1)
+            vars(found).pop("probs", None)  # computed from them
+        else:
+            found._param = found.probs = found.probs / found.probs.sum(-1, True)
     return found
 
 
