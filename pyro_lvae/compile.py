@@ -21,6 +21,10 @@ from .annealing import anneal, subsample
 from .objectives import backward, learned
 from .traces import AutocastMessenger, forked_noise
 
+# Noise is torch's own and in the order of the eager step, which reordering would change (in torch 2.11; later versions
+# leave draws in place); the graph on CUDA is ours.
+_OPTIONS = {"fallback_random": True, "reorder_for_locality": False, "triton.cudagraphs": False}
+
 
 class CompileError(RuntimeError):
     """A step cannot be compiled; says why, and what to do about it."""
@@ -250,7 +254,7 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
     try:
         with torch.no_grad(), _cached(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of parts of its own
-            return inductor(graph, inputs, options={"fallback_random": True, "triton.cudagraphs": False})
+            return inductor(graph, inputs, options=_OPTIONS)
     except Exception as error:
         raise CompileError(
             f"torch's inductor could not compile {what}: {_first_line(error)}. On the CPU it needs a C++ compiler "
