@@ -101,8 +101,9 @@ def train(
         labels: keep so many training labels, as many of each class, and hide the others (for SemiSupervisedVAE).
         epochs: passes over the training data, all in all; a resumed run does the rest of them.
     """
-    together = processes(auto_device(device))
-    dataset = _load(data, root, binarize, labels).to(auto_device(device))
+    where = auto_device(device)
+    together = processes(where)
+    dataset = _load(data, root, binarize, labels).to(where)
     torch.manual_seed(seed)
     module = _build(structure, bayesian, dataset)
     supervised = takes_labels(module, supervised)

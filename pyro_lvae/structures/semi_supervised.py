@@ -106,7 +106,7 @@ class SemiSupervisedVAE(nn.Module):
         if labels is not None:
             seen = torch.where(self._one_hot(labels.clamp_min(0), x) == 1, 0.0, NEVER)
             logits = torch.where((labels != UNKNOWN)[:, None], seen, logits)
-        q = dist.Categorical(logits=logits.to(x))  # normalised in the precision of x
+        q = dist.Categorical(logits=logits)
         return self._one_hot(pyro.sample("y", q, infer={"enumerate": "parallel"}), x)
 
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor | None:

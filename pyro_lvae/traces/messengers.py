@@ -112,13 +112,13 @@ class AutocastMessenger(Messenger):
 
 def in_float32(fn: Distribution) -> Distribution:
     """The distribution with parameters of at least float32; `fn` itself where they are."""
-    wider = {name: _in_float32(value) for name, value in vars(fn).items()}
-    if all(wider[name] is value for name, value in vars(fn).items()):
+    wider = {name: wide for name, value in vars(fn).items() if (wide := _in_float32(value)) is not value}
+    if not wider:
         return fn
     found = copy.copy(fn)
     vars(found).update(wider)
     if isinstance(fn, Categorical):  # normalised when it was made, to the few digits that it had then
-        if "logits" in wider:
+        if "logits" in vars(found):
             found._param = found.logits = found.logits.log_softmax(-1)
             vars(found).pop("probs", None)  # computed from them
         else:
