@@ -3,18 +3,23 @@
     python examples/clustering.py --root FOLDER        # MNIST
     python examples/clustering.py --smoke              # seconds, on the embedded digits
 
-Rows: a mixture of Gaussians (scikit-learn) on pixels, on the codes of a VAE, on those of an autoencoder; and VaDE,
-which starts from that autoencoder and its mixture and trains both together. The autoencoder is VaDE with beta = 0.
-Accuracy of clusters matched to classes by the Hungarian method; labels are used for nothing else. As in the paper, grey
-values are taken as probabilities, and the training set is what is clustered (test accuracy beside it). With
-`--start labels`, VaDE starts from the classes instead: no result, but a view of what its objective prefers. Stopped or
-done, the same command goes on from there; --seeds names the seeds, and the median over them is printed.
+Rows: a mixture of Gaussians (scikit-learn) on pixels, on the codes of a VAE, on those of an autoencoder, and on the
+latter laid out by UMAP (McConville et al. 2019; `pip install umap-learn`); VaDE, which starts from that autoencoder and
+the clusters of the layout: for --given_epochs they are given to it, then it trains freely. The autoencoder is VaDE with
+beta = 0. In the paper VaDE starts from the mixture of the codes and trains freely at once: `--start mixture
+--given_epochs 0`. Accuracy of clusters matched to classes by the Hungarian method; labels are used for nothing else. As
+in the paper, grey values are taken as probabilities, and the training set is what is clustered (test accuracy beside
+it). With `--start labels`, VaDE starts from the classes instead: no result, but a view of what its objective prefers.
+Stopped or done, the same command goes on from there; --seeds names the seeds, and the median over them is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -42,50 +47,59 @@ from pyro_lvae.results import write_text
 from pyro_lvae.traces import generate
 
 
-def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> nn.Module:
+def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> None:
     """Train, or finish or read what an earlier call left in `folder`."""
     fit(
         structure,
         data,
         batch_size=args.batch_size,
         optimizer=partial(FusedAdam, lr=args.lr),
-        lr_scheduler=partial(StepLR, step_size=10, gamma=0.9),
+        lr_scheduler=partial(StepLR, step_size=args.step_size, gamma=0.9),
+        precision=args.precision,
         out=folder,
         resume=(folder / CHECKPOINT).exists(),
         **options,
     )
-    return structure
 
 
-def mixture_of(codes: Tensor, num_clusters: int, seed: int) -> GaussianMixture:
-    """The mixture with diagonal covariances, the best of five starts."""
-    mixture = GaussianMixture(num_clusters, covariance_type="diag", n_init=5, random_state=seed, reg_covar=1e-5)
+def mixture_of(codes: Tensor, num_clusters: int, seed: int, covariances: str = "diag") -> GaussianMixture:
+    """The likeliest mixture of five starts."""
+    mixture = GaussianMixture(num_clusters, covariance_type=covariances, n_init=5, random_state=seed, reg_covar=1e-5)
     return mixture.fit(codes.numpy())
 
 
-def from_mixture(codes: Tensor, labels: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, ...]:
-    """pi, mu and sigma^2 of the mixture of the codes; labels are not looked at."""
-    mixture = mixture_of(codes, num_clusters, seed)
-    return tuple(map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_)))
+def by_mixture(train: Tensor, test: Tensor, *options) -> list[Tensor]:
+    """The clusters that a mixture fitted to training codes finds, in them and in test codes."""
+    mixture = mixture_of(train, *options)
+    return [torch.from_numpy(mixture.predict(codes.numpy())) for codes in (train, test)]
 
 
-def from_labels(codes: Tensor, labels: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, ...]:
-    """pi, mu and sigma^2 of the classes: an oracle, which shows what the objective itself makes of them."""
-    of = [codes[labels == c] for c in range(num_clusters)]
+def by_neighbours(train: Tensor, test: Tensor, num_clusters: int, seed: int) -> list[Tensor]:
+    """The same after UMAP, which draws near neighbours together; its settings are those of McConville et al. (2019)."""
+    from umap import UMAP
+
+    layout = UMAP(n_neighbors=20, n_components=num_clusters, min_dist=0.0, random_state=seed, n_jobs=1)
+    train = layout.fit_transform(train.numpy())
+    test = layout.transform(test.numpy())
+    return by_mixture(torch.from_numpy(train), torch.from_numpy(test), num_clusters, seed, "full")
+
+
+def moments(codes: Tensor, clusters: Tensor, num_clusters: int) -> tuple[Tensor, ...]:
+    """pi, mu and sigma^2 of the codes of each cluster."""
+    of = [codes[clusters == c] for c in range(num_clusters)]
     pi = torch.tensor([len(part) / len(codes) for part in of])
     return pi, torch.stack([part.mean(0) for part in of]), torch.stack([part.var(0) for part in of])
 
 
-STARTS = {"mixture": from_mixture, "labels": from_labels}
+def accuracies(train: Tensor, test: Tensor, data: Dataset) -> dict:
+    return {"train": clustering_accuracy(train, data.y_train), "test": clustering_accuracy(test, data.y_test)}
 
 
-def of_codes(x_train: Tensor, x_test: Tensor, data: Dataset, num_clusters: int, seed: int) -> dict:
-    """Accuracies of a mixture fitted to training codes."""
-    mixture = mixture_of(x_train, num_clusters, seed)
-    return {
-        name: clustering_accuracy(torch.from_numpy(mixture.predict(x.numpy())), y)
-        for name, x, y in (("train", x_train, data.y_train), ("test", x_test, data.y_test))
-    }
+def kept(path: Path, make) -> list[Tensor]:
+    """Clusters that are in a file already, or are made and written to it."""
+    if not path.exists():
+        write_text(path, json.dumps([clusters.tolist() for clusters in make()]))
+    return [torch.tensor(clusters) for clusters in json.loads(path.read_text())]
 
 
 def codes_of(structure: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
@@ -93,12 +107,9 @@ def codes_of(structure: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
     return tuple(encode(structure, x, 1)["z1"] for x in (data.x_train, data.x_test))
 
 
-def of_vade(vade: VaDE, data: Dataset) -> dict:
-    """Accuracies of argmax_c q(c|x)."""
-    return {
-        name: clustering_accuracy(cluster_probabilities(vade, x).argmax(-1), y)
-        for name, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test))
-    }
+def by_vade(vade: VaDE, data: Dataset) -> list[Tensor]:
+    """argmax_c q(c|x)."""
+    return [cluster_probabilities(vade, x).argmax(-1) for x in (data.x_train, data.x_test)]
 
 
 @torch.no_grad()
@@ -123,21 +134,30 @@ def run(seed: int, data: Dataset, args, rows: dict, keep) -> None:
 
     pixels = data.x_train[: args.num_pixels]
     if seed == args.seeds[0]:
-        row("GMM", lambda: of_codes(pixels, data.x_test, _first(data, len(pixels)), k, seed))
+        row("GMM", lambda: accuracies(*by_mixture(pixels, data.x_test, k, seed), _first(data, len(pixels))))
     torch.manual_seed(seed)
     grey = dict(likelihood=partial(Bernoulli, grey=True), activation=nn.ReLU, batch_norm=False)
     vae = VAE(data.x_dim, args.z_dim, args.vae_hidden, **grey)
     if args.vae_epochs:
         train(vae, data, folder / "vae", args, epochs=args.vae_epochs)
-        row("VAE + GMM", lambda: of_codes(*codes_of(vae, data), data, k, seed))
+        row("VAE + GMM", lambda: accuracies(*by_mixture(*codes_of(vae, data), k, seed), data))
     torch.manual_seed(seed)
-    vade = train(
-        VaDE(data.x_dim, **sizes, **grey), data, folder / "autoencoder", args, epochs=args.pretrain_epochs, beta=0
-    )
-    row("AE + GMM", lambda: of_codes(*codes_of(vade, data), data, k, seed))
-    vade.put_clusters(*STARTS[args.start](codes_of(vade, data)[0], data.y_train, k, seed))
-    vade = train(vade, data, folder / "vade", args, epochs=args.epochs)
-    row("VaDE", lambda: of_vade(vade, data))
+    vade = VaDE(data.x_dim, **sizes, **grey)
+    train(vade, data, folder / "autoencoder", args, epochs=args.pretrain_epochs, beta=0)
+    codes = codes_of(vade, data)
+    found = {"mixture": kept(folder / "mixture.json", lambda: by_mixture(*codes, k, seed))}
+    row("AE + GMM", lambda: accuracies(*found["mixture"], data))
+    if args.start == "neighbours":
+        found["neighbours"] = kept(folder / "neighbours.json", lambda: by_neighbours(*codes, k, seed))
+        row("AE + UMAP + GMM", lambda: accuracies(*found["neighbours"], data))
+    y_train, y_test = found.get(args.start, (data.y_train, data.y_test))
+    vade.put_clusters(*moments(codes[0], y_train, k))
+    if args.given_epochs:
+        given = replace(data, y_train=y_train, y_test=y_test)
+        train(vade, given, folder / "given", args, epochs=args.given_epochs, supervised=True)
+        row("VaDE, clusters given", lambda: accuracies(*by_vade(vade, data), data))
+    train(vade, data, folder / "vade", args, epochs=args.epochs)
+    row("VaDE", lambda: accuracies(*by_vade(vade, data), data))
     save(pictures(vade, data), folder)
 
 
@@ -177,19 +197,27 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--start", default="mixture", choices=STARTS, help="where VaDE's clusters begin")
+    parser.add_argument(
+        "--start", default="neighbours", choices=["neighbours", "mixture", "labels"], help="where VaDE's clusters begin"
+    )
     parser.add_argument("--num_clusters", type=int, default=10)
     parser.add_argument("--z_dim", type=int, default=10)
     parser.add_argument("--hidden", type=int, nargs="+", default=[500, 500, 2000], help="widths of the encoder")
-    parser.add_argument("--pretrain_epochs", type=int, default=20, help="of the autoencoder")
-    parser.add_argument("--epochs", type=int, default=60, help="of VaDE")
+    parser.add_argument("--pretrain_epochs", type=int, default=30, help="of the autoencoder")
+    parser.add_argument("--given_epochs", type=int, default=20, help="of VaDE with the clusters of its start given")
+    parser.add_argument("--epochs", type=int, default=30, help="of VaDE after them")
     parser.add_argument("--vae_epochs", type=int, default=20, help="of the VAE; 0 leaves its row out")
     parser.add_argument("--vae_hidden", type=int, default=500)
     parser.add_argument("--num_pixels", type=int, default=10000, help="rows for the mixture on pixels")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--step_size", type=int, default=1, help="epochs after which the learning rate falls by a tenth"
+    )
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--out", type=Path, default=Path("runs/clustering"))
-    return parsed(
+    has_umap = find_spec("umap") is not None
+    args = parsed(
         parser,
         argv,
         data="digits",
@@ -199,9 +227,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         vae_hidden=32,
         num_pixels=300,
         pretrain_epochs=3,
+        given_epochs=2,
         epochs=3,
         vae_epochs=2,
+        **({} if has_umap else {"start": "mixture"}),
     )
+    if args.start == "neighbours" and not has_umap:
+        parser.error("--start neighbours needs umap-learn: pip install umap-learn, or take --start mixture")
+    return args
 
 
 if __name__ == "__main__":

@@ -117,22 +117,22 @@ class Point(nn.Module):
         return dist.Delta(self.point(h)).to_event(1)
 
 
-def one_hot(y: Tensor, num_classes: int, like: Tensor, remedy: str) -> Tensor:
-    """Labels `[...]` as `[..., num_classes]` in the dtype of `like`.
+def class_numbers(y: Tensor, num_classes: int, remedy: str, called: str = "num_classes") -> Tensor:
+    """Labels as integers of 64 bits.
 
     Raises:
-        ValueError: a label is out of range. (On CUDA it is looked for while Pyro validates; one met later would end
-            the process.)
+        ValueError: one is out of range. (Looked for while Pyro validates, as `check` and `fit` do at first; one met
+            later on CUDA would end the process.)
     """
     y = y.long()
-    out = (y < 0) | (y >= num_classes)
-    try:
-        if y.is_cuda and dist.is_validation_enabled() and out.any():
-            raise RuntimeError
-        return F.one_hot(y, num_classes).to(like)
-    except RuntimeError as error:
-        message = f"a label is {y[out][0]}; num_classes={num_classes} takes 0 to {num_classes - 1}{remedy}"
-        raise ValueError(message) from error
+    if dist.is_validation_enabled() and (out := (y < 0) | (y >= num_classes)).any():
+        raise ValueError(f"a label is {y[out][0]}; {called}={num_classes} takes 0 to {num_classes - 1}{remedy}")
+    return y
+
+
+def one_hot(y: Tensor, num_classes: int, like: Tensor, remedy: str) -> Tensor:
+    """Labels `[...]` as `[..., num_classes]` in the dtype of `like`; `ValueError` as of `class_numbers`."""
+    return F.one_hot(class_numbers(y, num_classes, remedy), num_classes).to(like)
 
 
 def is_point(fn: dist.TorchDistribution) -> bool:
@@ -167,7 +167,14 @@ class GaussianMixture(nn.Module):
         self.min_variance = min_variance
 
     def forward(self) -> dist.TorchDistribution:
-        return mixture(self.logits, normal(self.loc, self.log_variance.exp() + self.min_variance))
+        return mixture(self.logits, self._components(...))
+
+    def component(self, c: Tensor) -> dist.TorchDistribution:
+        """N(mu_c, diag(sigma^2_c)) of the numbers c, `[...]`."""
+        return self._components(class_numbers(c, len(self.logits), "; count clusters from 0", "num_clusters"))
+
+    def _components(self, c) -> dist.TorchDistribution:
+        return normal(self.loc[c], self.log_variance[c].exp() + self.min_variance)
 
 
 class _Mixture(dist.MixtureSameFamily):

@@ -22,6 +22,7 @@ from pyro_lvae import (
     IWAE,
     VAE,
     ConditionalVAE,
+    Dataset,
     DenoisingVAE,
     FlowVAE,
     HierarchicalVAE,
@@ -134,14 +135,18 @@ def test_labels_reach_a_conditional_structure_by_themselves(tiny):
 # ------------------------------------------------------------------ mixtures
 
 
-def _marginal(prior, likelihood, x):
-    """log p(x) of a mixture prior under x = W z + b + N(0, 0.49)."""
+def _joint(prior, likelihood, x):
+    """log p(x, c) of a mixture prior under x = W z + b + N(0, 0.49), `[B, C]`."""
     w, b = likelihood.head[0].weight.detach(), likelihood.head[0].bias.detach()
     components = prior.component_distribution
     mean, var = components.mean.detach(), components.variance.detach()
     cov = w @ torch.diag_embed(var) @ w.T + 0.49 * torch.eye(len(w)).double()
     given_c = MultivariateNormal(mean @ w.T + b, cov).log_prob(x.unsqueeze(-2))
-    return (prior.mixture_distribution.logits.detach() + given_c).logsumexp(-1)
+    return prior.mixture_distribution.logits.detach() + given_c
+
+
+def _marginal(prior, likelihood, x):
+    return _joint(prior, likelihood, x).logsumexp(-1)
 
 
 def _wide(head):
@@ -177,6 +182,32 @@ def test_annealing_takes_mixture_priors(name):
     x = torch.randn(4, 4).double()
     found = ais_log_likelihood(structure, x, num_chains=32, num_temperatures=60)
     torch.testing.assert_close(found, _marginal(structure.prior(), likelihood, x), atol=0.3, rtol=0)
+
+
+def test_vade_scores_and_learns_given_clusters():
+    vade = MIXTURES["VaDE"]().double().eval()
+    _wide(vade.posterior.head[0])
+    vade.prior.logits.data.normal_()
+    x, c = torch.randn(12, 4).double(), torch.arange(12) % 3
+    log_w = log_weights(vade, x, 40_000, c)
+    exact = _joint(vade.prior(), vade.likelihood, x)[range(12), c]
+    assert within(log_w.logsumexp(0) - math.log(40_000), exact, log_w)
+    torch.manual_seed(0)
+    found = log_likelihood(vade, x, 100, y=c.to(torch.uint8))  # numbers of bytes would be taken for a mask
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, log_likelihood(vade, x, 100, y=c))
+
+
+def test_vade_arranges_its_codes_by_given_clusters():
+    """One of twelve fair coins, which no method would find, is what q(c|x) tells after training with it."""
+    x = torch.randint(0, 2, (512, 12)).float()
+    coins = Dataset("coins", x[:400], x[400:], x[:400, 0].long(), x[400:, 0].long())
+    vade = VaDE(12, 2, 3, (64,))
+    fit(vade, coins, epochs=40, batch_size=50, optimizer=partial(torch.optim.Adam, lr=5e-3), supervised=True)
+    for part, c in ((coins.x_train, coins.y_train), (coins.x_test, coins.y_test)):
+        assert clustering_accuracy(cluster_probabilities(vade, part).argmax(-1), c) > 0.95
+    with pytest.raises(ContractError, match="1 rule"):
+        fit(vade, replace(coins, y_train=coins.y_train + 1), epochs=1, supervised=True)
 
 
 class Enumerated(nn.Module):

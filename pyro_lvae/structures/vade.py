@@ -24,7 +24,9 @@ class VaDE(nn.Module):
 
     That form is the one here: it has less noise, and every estimator trains it. `cluster_probabilities` gives q(c|x).
     Training from a random mixture ends in bad clusters: train with `beta=0` first, then set the mixture by
-    `put_clusters` to one fitted to the codes, then go on (section 3.3 there; `examples/clustering.py`).
+    `put_clusters` to one fitted to the codes, then go on (section 3.3 there; `examples/clustering.py`). Where another
+    method has found clusters, their numbers as labels (`fit(..., supervised=True)`) make c observed, which arranges the
+    codes by them: E_q[log p(x|z_1) + log pi_c p(z_1|c) - log q(z_1|x)].
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -64,9 +66,13 @@ class VaDE(nn.Module):
         self.likelihood = likelihood(self.decoder.out_dim, x_dim)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """p(x, z_1) for `x` of `[B, D]`, c summed out; `y` is ignored."""
+        """p(x, z_1) for `x` of `[B, D]`, c summed out; with numbers of clusters `y` `[B]`, p(x, z_1, c = y)."""
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z1", self.prior())
+            prior = self.prior()
+            if y is not None:
+                pyro.sample("y", prior.mixture_distribution, obs=y)
+                prior = self.prior.component(y)
+            z = pyro.sample("z1", prior)
             return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
