@@ -43,7 +43,7 @@ from pyro_lvae.conditionals import Bernoulli
 from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, pca, save
-from pyro_lvae.results import write_text
+from pyro_lvae.results import write_json, write_text
 from pyro_lvae.traces import generate
 
 
@@ -98,8 +98,8 @@ def accuracies(train: Tensor, test: Tensor, data: Dataset) -> dict:
 def kept(path: Path, make) -> list[Tensor]:
     """Clusters that are in a file already, or are made and written to it."""
     if not path.exists():
-        write_text(path, json.dumps([clusters.tolist() for clusters in make()]))
-    return [torch.tensor(clusters) for clusters in json.loads(path.read_text())]
+        write_json(path, {name: found.tolist() for name, found in zip(("train", "test"), make(), strict=True)})
+    return [torch.tensor(found) for found in json.loads(path.read_text()).values()]
 
 
 def codes_of(structure: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:

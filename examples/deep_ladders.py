@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
 
-from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, LadderVAE, linear, load
+from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, FusedAdam, LadderVAE, linear, load
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -51,6 +52,9 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         epochs=args.epochs,
         batch_size=args.batch_size,
         beta=linear(0, 1, steps=args.warm_up * data.num_batches(args.batch_size)),
+        optimizer=partial(FusedAdam, lr=args.lr),
+        lr_scheduler=partial(ExponentialLR, gamma=args.gamma),
+        precision=args.precision,
     )
     kl, active = found.kl_per_layer, found.active_units
     values = (found.test_elbo, found.test_log_likelihood, sum(kl.values()), sum(active.values()))
@@ -93,6 +97,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--warm_up", type=int, default=10, help="epochs of warm-up, step by step")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--gamma", type=float, default=1.0, help="factor of the learning rate, an epoch")
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--hidden", type=int, default=256, help="width of the dense networks")
     parser.add_argument("--ladder", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of each layer")
     sizes = [40, 36, 32, 28, 24, 20, 16, 12, 8, 4]
