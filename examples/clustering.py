@@ -4,19 +4,21 @@
     python examples/clustering.py --smoke              # seconds, on the embedded digits
 
 Rows: a mixture of Gaussians (scikit-learn) on pixels, on the codes of a VAE, on those of an autoencoder, and on the
-latter laid out by UMAP (McConville et al. 2019; `pip install umap-learn`); VaDE, which starts from that autoencoder and
-the clusters of the layout: for --given_epochs they are given to it, then it trains freely. The autoencoder is VaDE with
-beta = 0. In the paper VaDE starts from the mixture of the codes and trains freely at once: `--start mixture
---given_epochs 0`. Accuracy of clusters matched to classes by the Hungarian method; labels are used for nothing else. As
-in the paper, grey values are taken as probabilities, and the training set is what is clustered (test accuracy beside
-it). With `--start labels`, VaDE starts from the classes instead: no result, but a view of what its objective prefers.
-Stopped or done, the same command goes on from there; --seeds names the seeds, and the median over them is printed.
+latter laid out by UMAP (McConville et al. 2019; `pip install -e '.[clustering]'`); VaDE, which starts from that
+autoencoder and the clusters of the layout: for --given_epochs they are given to it, then it trains freely, by which it
+moves away from them a little. The autoencoder is VaDE with beta = 0. In the paper VaDE starts from the mixture of the
+codes and trains freely at once: `--start mixture --given_epochs 0`. Accuracy of clusters matched to classes by the
+Hungarian method; labels are used for nothing else. As in the paper, grey values are taken as probabilities, and the
+training set is what is clustered (test accuracy beside it). With `--start labels`, VaDE starts from the classes
+instead: no result, but a view of what its objective prefers. Stopped or done, the same command goes on from there;
+--seeds names the seeds, and the median over them is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -44,7 +46,11 @@ from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_row
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, pca, save
 from pyro_lvae.results import write_json, write_text
-from pyro_lvae.traces import generate
+from pyro_lvae.traces import fixed_noise, generate
+
+FLOOR = 1e-5  # of variances
+PARTS = ("train", "test", "pi", "mu", "sigma2")
+Start = dict[str, Tensor]  # clusters of training and test rows, and the parameters of VaDE's mixture
 
 
 def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> None:
@@ -64,42 +70,62 @@ def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) ->
 
 def mixture_of(codes: Tensor, num_clusters: int, seed: int, covariances: str = "diag") -> GaussianMixture:
     """The likeliest mixture of five starts."""
-    mixture = GaussianMixture(num_clusters, covariance_type=covariances, n_init=5, random_state=seed, reg_covar=1e-5)
+    mixture = GaussianMixture(num_clusters, covariance_type=covariances, n_init=5, random_state=seed, reg_covar=FLOOR)
     return mixture.fit(codes.numpy())
 
 
-def by_mixture(train: Tensor, test: Tensor, *options) -> list[Tensor]:
-    """The clusters that a mixture fitted to training codes finds, in them and in test codes."""
-    mixture = mixture_of(train, *options)
-    return [torch.from_numpy(mixture.predict(codes.numpy())) for codes in (train, test)]
+def clusters_of(mixture: GaussianMixture, *codes: Tensor) -> list[Tensor]:
+    return [torch.from_numpy(mixture.predict(part.numpy())) for part in codes]
 
 
-def by_neighbours(train: Tensor, test: Tensor, num_clusters: int, seed: int) -> list[Tensor]:
-    """The same after UMAP, which draws near neighbours together; its settings are those of McConville et al. (2019)."""
+def from_mixture(train: Tensor, test: Tensor, num_clusters: int, seed: int) -> Start:
+    """The mixture of the codes (section 3.3 of Jiang et al.)."""
+    mixture = mixture_of(train, num_clusters, seed)
+    parameters = map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_))
+    return dict(zip(PARTS, (*clusters_of(mixture, train, test), *parameters), strict=True))
+
+
+def from_neighbours(train: Tensor, test: Tensor, num_clusters: int, seed: int) -> Start:
+    """The mixture of a layout by UMAP, which draws near neighbours together, set as McConville et al. (2019) do."""
     from umap import UMAP
 
+    num_threads = torch.get_num_threads()
     layout = UMAP(n_neighbors=20, n_components=num_clusters, min_dist=0.0, random_state=seed, n_jobs=1)
-    train = layout.fit_transform(train.numpy())
-    test = layout.transform(test.numpy())
-    return by_mixture(torch.from_numpy(train), torch.from_numpy(test), num_clusters, seed, "full")
+    laid_out = [
+        torch.from_numpy(found) for found in (layout.fit_transform(train.numpy()), layout.transform(test.numpy()))
+    ]
+    torch.set_num_threads(num_threads)  # which UMAP sets to all there are
+    return from_clusters(
+        train, *clusters_of(mixture_of(laid_out[0], num_clusters, seed, "full"), *laid_out), num_clusters
+    )
 
 
-def moments(codes: Tensor, clusters: Tensor, num_clusters: int) -> tuple[Tensor, ...]:
-    """pi, mu and sigma^2 of the codes of each cluster."""
-    of = [codes[clusters == c] for c in range(num_clusters)]
-    pi = torch.tensor([len(part) / len(codes) for part in of])
-    return pi, torch.stack([part.mean(0) for part in of]), torch.stack([part.var(0) for part in of])
+def from_clusters(codes: Tensor, train: Tensor, test: Tensor, num_clusters: int) -> Start:
+    """pi, mu and sigma^2 of the codes of each cluster.
+
+    Raises:
+        ValueError: a cluster has no rows.
+    """
+    counts = torch.bincount(train, minlength=num_clusters)
+    if (counts == 0).any():
+        raise ValueError(f"clusters {(counts == 0).nonzero().flatten().tolist()} have no rows; lower --num_clusters")
+    of = [codes[train == c] for c in range(num_clusters)]
+    means, variances = (
+        [moment(part) for part in of] for moment in (lambda v: v.mean(0), lambda v: v.var(0, correction=0))
+    )
+    parameters = (counts / len(codes), torch.stack(means), torch.stack(variances) + FLOOR)
+    return dict(zip(PARTS, (train, test, *parameters), strict=True))
+
+
+def kept(path: Path, make: Callable[[], Start]) -> Start:
+    """A start that is in a file already, or is made and written to it."""
+    if not path.exists():
+        write_json(path, {name: value.tolist() for name, value in make().items()})
+    return {name: torch.tensor(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def accuracies(train: Tensor, test: Tensor, data: Dataset) -> dict:
     return {"train": clustering_accuracy(train, data.y_train), "test": clustering_accuracy(test, data.y_test)}
-
-
-def kept(path: Path, make) -> list[Tensor]:
-    """Clusters that are in a file already, or are made and written to it."""
-    if not path.exists():
-        write_json(path, {name: found.tolist() for name, found in zip(("train", "test"), make(), strict=True)})
-    return [torch.tensor(found) for found in json.loads(path.read_text()).values()]
 
 
 def codes_of(structure: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
@@ -107,9 +133,15 @@ def codes_of(structure: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
     return tuple(encode(structure, x, 1)["z1"] for x in (data.x_train, data.x_test))
 
 
-def by_vade(vade: VaDE, data: Dataset) -> list[Tensor]:
-    """argmax_c q(c|x)."""
-    return [cluster_probabilities(vade, x).argmax(-1) for x in (data.x_train, data.x_test)]
+def of_codes(train: Tensor, test: Tensor, data: Dataset, *options) -> dict:
+    """Accuracies of a mixture fitted to training codes."""
+    return accuracies(*clusters_of(mixture_of(train, *options), train, test), data)
+
+
+def of_vade(vade: VaDE, data: Dataset) -> dict:
+    """Accuracies of argmax_c q(c|x)."""
+    with fixed_noise(data.x_train.device):
+        return accuracies(*(cluster_probabilities(vade, x).argmax(-1) for x in (data.x_train, data.x_test)), data)
 
 
 @torch.no_grad()
@@ -134,30 +166,31 @@ def run(seed: int, data: Dataset, args, rows: dict, keep) -> None:
 
     pixels = data.x_train[: args.num_pixels]
     if seed == args.seeds[0]:
-        row("GMM", lambda: accuracies(*by_mixture(pixels, data.x_test, k, seed), _first(data, len(pixels))))
+        row("GMM", lambda: of_codes(pixels, data.x_test, _first(data, len(pixels)), k, seed))
     torch.manual_seed(seed)
     grey = dict(likelihood=partial(Bernoulli, grey=True), activation=nn.ReLU, batch_norm=False)
     vae = VAE(data.x_dim, args.z_dim, args.vae_hidden, **grey)
     if args.vae_epochs:
         train(vae, data, folder / "vae", args, epochs=args.vae_epochs)
-        row("VAE + GMM", lambda: accuracies(*by_mixture(*codes_of(vae, data), k, seed), data))
+        row("VAE + GMM", lambda: of_codes(*codes_of(vae, data), data, k, seed))
     torch.manual_seed(seed)
     vade = VaDE(data.x_dim, **sizes, **grey)
     train(vade, data, folder / "autoencoder", args, epochs=args.pretrain_epochs, beta=0)
     codes = codes_of(vade, data)
-    found = {"mixture": kept(folder / "mixture.json", lambda: by_mixture(*codes, k, seed))}
-    row("AE + GMM", lambda: accuracies(*found["mixture"], data))
+    start = kept(folder / "mixture.json", lambda: from_mixture(*codes, k, seed))
+    row("AE + GMM", lambda: accuracies(start["train"], start["test"], data))
     if args.start == "neighbours":
-        found["neighbours"] = kept(folder / "neighbours.json", lambda: by_neighbours(*codes, k, seed))
-        row("AE + UMAP + GMM", lambda: accuracies(*found["neighbours"], data))
-    y_train, y_test = found.get(args.start, (data.y_train, data.y_test))
-    vade.put_clusters(*moments(codes[0], y_train, k))
+        start = kept(folder / "neighbours.json", lambda: from_neighbours(*codes, k, seed))
+        row("AE + UMAP + GMM", lambda: accuracies(start["train"], start["test"], data))
+    if args.start == "labels":
+        start = from_clusters(codes[0], data.y_train, data.y_test, k)
+    vade.put_clusters(*(start[name] for name in PARTS[2:]))
     if args.given_epochs:
-        given = replace(data, y_train=y_train, y_test=y_test)
+        given = replace(data, y_train=start["train"], y_test=start["test"])
         train(vade, given, folder / "given", args, epochs=args.given_epochs, supervised=True)
-        row("VaDE, clusters given", lambda: accuracies(*by_vade(vade, data), data))
+        row("VaDE, clusters given", lambda: of_vade(vade, data))
     train(vade, data, folder / "vade", args, epochs=args.epochs)
-    row("VaDE", lambda: accuracies(*by_vade(vade, data), data))
+    row("VaDE", lambda: of_vade(vade, data))
     save(pictures(vade, data), folder)
 
 
@@ -204,8 +237,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--z_dim", type=int, default=10)
     parser.add_argument("--hidden", type=int, nargs="+", default=[500, 500, 2000], help="widths of the encoder")
     parser.add_argument("--pretrain_epochs", type=int, default=30, help="of the autoencoder")
-    parser.add_argument("--given_epochs", type=int, default=20, help="of VaDE with the clusters of its start given")
-    parser.add_argument("--epochs", type=int, default=30, help="of VaDE after them")
+    parser.add_argument("--given_epochs", type=int, default=15, help="of VaDE with the clusters of its start given")
+    parser.add_argument("--epochs", type=int, default=25, help="of VaDE after them")
     parser.add_argument("--vae_epochs", type=int, default=20, help="of the VAE; 0 leaves its row out")
     parser.add_argument("--vae_hidden", type=int, default=500)
     parser.add_argument("--num_pixels", type=int, default=10000, help="rows for the mixture on pixels")
@@ -233,7 +266,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         **({} if has_umap else {"start": "mixture"}),
     )
     if args.start == "neighbours" and not has_umap:
-        parser.error("--start neighbours needs umap-learn: pip install umap-learn, or take --start mixture")
+        parser.error("--start neighbours needs umap-learn: pip install -e '.[clustering]', or take --start mixture")
     return args
 
 

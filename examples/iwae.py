@@ -55,6 +55,7 @@ def row(bound: str, k: int, layers: int, data: Dataset, args) -> dict:
         estimator=BOUNDS[bound](num_particles=k),
         epochs=(3**args.stages - 1) // 2,
         batch_size=args.batch_size,
+        precision=args.precision,
         optimizer=partial(FusedAdam, lr=1e-3, eps=1e-4),
         lr_scheduler=partial(LambdaLR, lr_lambda=partial(learning_rate, stages=args.stages)),
     )
@@ -100,6 +101,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden_dims", type=int, nargs=2, default=[200, 100], help="widths of the MLPs")
     parser.add_argument("--stages", type=int, default=8, choices=range(1, 9))
     parser.add_argument("--batch_size", type=int, default=20)
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples of log p(x)")
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,6 +9,8 @@ class of your own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyro.distributions as dist
 import torch
@@ -117,22 +119,29 @@ class Point(nn.Module):
         return dist.Delta(self.point(h)).to_event(1)
 
 
-def class_numbers(y: Tensor, num_classes: int, remedy: str, called: str = "num_classes") -> Tensor:
-    """Labels as integers of 64 bits.
+@contextmanager
+def label_errors(y: Tensor, num_classes: int, remedy: str, called: str = "num_classes") -> Iterator[None]:
+    """What looks labels up within it fails with a `ValueError` that says which label is out of range.
 
-    Raises:
-        ValueError: one is out of range. (Looked for while Pyro validates, as `check` and `fit` do at first; one met
-            later on CUDA would end the process.)
+    (On CUDA it is looked for while Pyro validates; one met later would end the process.)
     """
-    y = y.long()
-    if dist.is_validation_enabled() and (out := (y < 0) | (y >= num_classes)).any():
-        raise ValueError(f"a label is {y[out][0]}; {called}={num_classes} takes 0 to {num_classes - 1}{remedy}")
-    return y
+    out = (y < 0) | (y >= num_classes)
+    try:
+        if y.is_cuda and dist.is_validation_enabled() and out.any():
+            raise RuntimeError
+        yield
+    except (IndexError, RuntimeError) as error:
+        if not out.any():
+            raise
+        message = f"a label is {y[out][0]}; {called}={num_classes} takes 0 to {num_classes - 1}{remedy}"
+        raise ValueError(message) from error
 
 
 def one_hot(y: Tensor, num_classes: int, like: Tensor, remedy: str) -> Tensor:
-    """Labels `[...]` as `[..., num_classes]` in the dtype of `like`; `ValueError` as of `class_numbers`."""
-    return F.one_hot(class_numbers(y, num_classes, remedy), num_classes).to(like)
+    """Labels `[...]` as `[..., num_classes]` in the dtype of `like`; `ValueError` as by `label_errors`."""
+    y = y.long()
+    with label_errors(y, num_classes, remedy):
+        return F.one_hot(y, num_classes).to(like)
 
 
 def is_point(fn: dist.TorchDistribution) -> bool:
@@ -167,14 +176,14 @@ class GaussianMixture(nn.Module):
         self.min_variance = min_variance
 
     def forward(self) -> dist.TorchDistribution:
-        return mixture(self.logits, self._components(...))
+        return mixture(self.logits, normal(self.loc, self.log_variance.exp() + self.min_variance))
 
     def component(self, c: Tensor) -> dist.TorchDistribution:
         """N(mu_c, diag(sigma^2_c)) of the numbers c, `[...]`."""
-        return self._components(class_numbers(c, len(self.logits), "; count clusters from 0", "num_clusters"))
-
-    def _components(self, c) -> dist.TorchDistribution:
-        return normal(self.loc[c], self.log_variance[c].exp() + self.min_variance)
+        c = c.long()
+        with label_errors(c, len(self.logits), "; count clusters from 0", "num_clusters"):
+            loc, log_variance = F.embedding(c, self.loc), F.embedding(c, self.log_variance)
+        return normal(loc, log_variance.exp() + self.min_variance)
 
 
 class _Mixture(dist.MixtureSameFamily):

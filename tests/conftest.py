@@ -58,6 +58,13 @@ class Labelled(ConditionalVAE):
         return super()._condition(x, torch.arange(len(x)) % self.num_classes if y is None else y)
 
 
+class Clustered(VaDE):
+    """VaDE where the cluster of every datum is known, given or not."""
+
+    def model(self, x, y=None):
+        return super().model(x, torch.arange(len(x)) % len(self.prior.logits) if y is None else y)
+
+
 # Every structure, and every option of one, that the conformance suite goes over.
 def _repeated(z):
     """A simulator: every unit of z is seen four times, with noise."""
@@ -86,6 +93,7 @@ STRUCTURES = {
     "ConditionalVAE": partial(Labelled, 12, 3, 2, 16),
     "ConditionalVAE-learned-prior": partial(Labelled, 12, 3, 2, 16, learn_prior=True),
     "VaDE": partial(VaDE, 12, 4, 3, (16, 8)),
+    "VaDE-clusters-given": partial(Clustered, 12, 4, 3, (16, 8)),
     "SparseVAE": partial(SparseVAE, 12, 4, 16),
     "SparseVAE-beta": partial(SparseVAE, 12, 4, 16, code=BetaCode),
     "SparseVAE-two-gaussians": partial(SparseVAE, 12, 4, 16, code=TwoGaussiansCode),

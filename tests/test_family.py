@@ -206,8 +206,10 @@ def test_vade_arranges_its_codes_by_given_clusters():
     fit(vade, coins, epochs=40, batch_size=50, optimizer=partial(torch.optim.Adam, lr=5e-3), supervised=True)
     for part, c in ((coins.x_train, coins.y_train), (coins.x_test, coins.y_test)):
         assert clustering_accuracy(cluster_probabilities(vade, part).argmax(-1), c) > 0.95
-    with pytest.raises(ContractError, match="1 rule"):
+    with pytest.raises(ContractError, match="a label is 2; num_clusters=2 takes 0 to 1; count clusters from 0"):
         fit(vade, replace(coins, y_train=coins.y_train + 1), epochs=1, supervised=True)
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="a label is -1; num_clusters=2 takes 0 to 1"):
+        elbo(vade, coins.x_test[:2], y=torch.tensor([0, -1]))
 
 
 class Enumerated(nn.Module):

@@ -26,7 +26,7 @@ class VaDE(nn.Module):
     Training from a random mixture ends in bad clusters: train with `beta=0` first, then set the mixture by
     `put_clusters` to one fitted to the codes, then go on (section 3.3 there; `examples/clustering.py`). Where another
     method has found clusters, their numbers as labels (`fit(..., supervised=True)`) make c observed, which arranges the
-    codes by them: E_q[log p(x|z_1) + log pi_c p(z_1|c) - log q(z_1|x)].
+    codes by them, and evaluations are of p(x, c): E_q[log p(x|z_1) + log pi_c p(z_1|c) - log q(z_1|x)].
 
     Args:
         x_dim: size D of the data `[B, D]`.
