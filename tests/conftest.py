@@ -103,6 +103,7 @@ STRUCTURES = {
     "MixturePrior-ladder": partial(MixturePrior, 12, LADDER, 4),
     "VampPrior": partial(VampPrior, 12, partial(VAE, z_dim=3, hidden_dim=16), 5),
     "VampPrior-ladder": partial(VampPrior, 12, LADDER, 5),
+    "VampPrior-hierarchy": partial(VampPrior, 12, partial(HierarchicalVAE, z_dims=(5, 3), hidden_dims=(16, 8)), 5),
     "FlowVAE": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), IAF, 2),
     "FlowVAE-planar": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), PlanarFlow, 2),
     "FlowVAE-spline": partial(FlowVAE, 12, partial(VAE, z_dim=3, hidden_dim=16), SplineFlow, 2),

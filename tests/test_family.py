@@ -323,9 +323,18 @@ def test_the_vampprior_at_the_data_is_the_aggregated_posterior(base, x):
     torch.testing.assert_close(prior.log_prob(z), by_hand)
 
 
-def test_a_bottom_up_hierarchy_has_no_vampprior(x):
-    with pytest.raises(ValueError, match="samples 'z1' first and the top, 'z2', later"):
-        VampPrior(12, partial(HierarchicalVAE, z_dims=(5, 3), hidden_dims=(16, 8)))
+def test_the_vampprior_of_a_bottom_up_hierarchy_has_the_lower_layers_at_their_means():
+    vamp = VampPrior(12, partial(HierarchicalVAE, z_dims=(5, 4, 3), hidden_dims=(16, 8, 6)), 7).double().eval()
+    u = vamp.pseudo_inputs
+    for mlp, head in vamp.base.bottom_up:
+        q = head(mlp(u))
+        u = q.mean
+    z = torch.randn(6, 3).double()
+    by_hand = torch.stack([q.log_prob(one.expand(7, 3)).logsumexp(0) - math.log(7) for one in z])
+    torch.testing.assert_close(vamp.prior().log_prob(z), by_hand)
+
+
+def test_a_vampprior_refuses_flows_and_starts_from_data(x):
     with pytest.raises(ValueError, match="the guide of FlowVAE has flows at 'z1'"):
         VampPrior(12, FlowVAE)
     vamp = VampPrior(12, partial(VAE, z_dim=2, hidden_dim=8), 5)

@@ -126,6 +126,11 @@ class Beside(Messenger):
             factor(self.factor, self.log_factor(msg["value"]), **self.of)
 
 
+def _is_local_latent(msg: dict) -> bool:
+    is_local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+    return is_local and not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin)
+
+
 class Seen(Messenger):
     """Remembers the latents inside the data plate, by name and in order; those named take the values given.
 
@@ -143,8 +148,7 @@ class Seen(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: dict) -> None:
-        is_local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-        if is_local and not msg["is_observed"] and isinstance(msg["fn"], TorchDistributionMixin):
+        if _is_local_latent(msg):
             self.sites[msg["name"]] = (msg["fn"], msg["value"].detach())
 
 
@@ -156,10 +160,12 @@ def drawn(pair: nn.Module, x: Tensor, y: Tensor | None) -> dict[str, tuple[Torch
     return seen.sites
 
 
-def distribution_at(name: str, run: Callable, *args) -> TorchDistribution:
-    """The distribution of a site in a run of a model or guide, which goes no further."""
+def distribution_at(name: str, run: Callable, *args, at_means: bool = False) -> TorchDistribution:
+    """The distribution of a site in a run of a model or guide, which goes no further; latents before it are drawn, or
+    stand at their means.
+    """
     try:
-        with poutine.block(), _Until(name):
+        with poutine.block(), _Until(name, at_means):
             run(*args)
     except _Reached as reached:
         return reached.fn
@@ -172,13 +178,15 @@ class _Reached(Exception):
 
 
 class _Until(Messenger):
-    def __init__(self, name: str):
+    def __init__(self, name: str, at_means: bool):
         super().__init__()
-        self.name = name
+        self.name, self.at_means = name, at_means
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] == self.name:
             raise _Reached(msg["fn"])
+        if self.at_means and _is_local_latent(msg):
+            msg["value"], msg["done"] = msg["fn"].mean, True
 
 
 def is_real_vector(fn: TorchDistribution) -> bool:

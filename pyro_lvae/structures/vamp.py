@@ -15,15 +15,16 @@ from .vae import VAE
 
 
 class VampPrior(Around):
-    r"""Any structure whose guide samples its top layer first, with a prior made of that guide (Tomczak & Welling 2018).
+    r"""Any structure, with a prior of its top layer made of its guide (Tomczak & Welling 2018).
 
         p(z_L) = 1/C sum_c q(z_L|u_c)
 
     (Eq. 9 there.) The pseudo-inputs u_c are learned. They pass the guide in evaluation mode, so that batch norm treats
-    them as it will after training. In a bottom-up guide of several layers, q(z_L|u_c) is no density that could be
-    written down, and it is refused. Deviation: within bounds u = low + (high - low) sigmoid(v), where the paper clamps
-    u, and its gradient is lost at the bounds. With flows around (`FlowVAE(x_dim, partial(VampPrior, ...))`) the mixture
-    is of the distributions before the flows.
+    them as it will after training. Deviations: where the guide samples other layers before the top one, as a bottom-up
+    guide of several layers does, q(z_L|u_c) is no density that could be written down, and q(z_L|z_1, ..., u_c) with
+    those layers at their means stands in its place; within bounds u = low + (high - low) sigmoid(v), where the paper
+    clamps u, and its gradient is lost at the bounds. With flows around (`FlowVAE(x_dim, partial(VampPrior, ...))`) the
+    mixture is of the distributions before the flows.
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -33,7 +34,7 @@ class VampPrior(Around):
         bounds: least and largest value of a pseudo-input's entries; `None` for data without bounds.
 
     Raises:
-        ValueError: the guide samples another layer first, has flows or points, or the structure takes labels.
+        ValueError: the guide has flows or points at the top layer or before it, or the structure takes labels.
 
     >>> VampPrior(9, num_pseudo_inputs=5).pseudo_inputs.shape
     torch.Size([5, 9])
@@ -56,21 +57,16 @@ class VampPrior(Around):
             raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
         self._refuse_own_guide()
         in_guide = self._in_guide()
-        first, (q, _) = next(iter(in_guide.items()))
-        name = type(self.base).__name__
-        if isinstance(q, TransformedDistribution):
-            raise ValueError(
-                f"the guide of {name} has flows at {first!r}, whose density is known at their own draws alone; put the "
-                "flows around: FlowVAE(x_dim, partial(VampPrior, base=...))"
-            )
-        if is_point(q):
-            raise ValueError(f"the guide of {name} is a point mass at {first!r}, and a mixture of them has no density")
+        for site, (q, _) in in_guide.items():
+            whose = f"the guide of {type(self.base).__name__}"
+            if isinstance(q, TransformedDistribution):
+                raise ValueError(
+                    f"{whose} has flows at {site!r}, whose density is known at their own draws alone; put the flows "
+                    "around: FlowVAE(x_dim, partial(VampPrior, base=...))"
+                )
+            if is_point(q):
+                raise ValueError(f"{whose} is a point mass at {site!r}, and a mixture of them has no density")
         self.top, _ = self._top(in_guide)
-        if first != self.top:
-            raise ValueError(
-                f"the guide of {name} samples {first!r} first and the top, {self.top!r}, later: q(top|u) has no "
-                "density; use a top-down guide (LadderVAE) or one layer"
-            )
         self.bounds = bounds
         self.raw = nn.Parameter(torch.empty(num_pseudo_inputs, x_dim))
         self._put(mean + std * torch.randn(num_pseudo_inputs, x_dim))
@@ -93,7 +89,7 @@ class VampPrior(Around):
         """p(z_L), of batch shape `[]`."""
         u = self.pseudo_inputs
         with evaluation_mode(self.base):
-            q = distribution_at(self.top, self.base.guide, u)
+            q = distribution_at(self.top, self.base.guide, u, at_means=True)
         return mixture(u.new_zeros(len(u)), q)
 
     @torch.no_grad()
