@@ -110,11 +110,9 @@ def from_clusters(codes: Tensor, train: Tensor, test: Tensor, num_clusters: int)
     if (counts == 0).any():
         raise ValueError(f"clusters {(counts == 0).nonzero().flatten().tolist()} have no rows; lower --num_clusters")
     of = [codes[train == c] for c in range(num_clusters)]
-    means, variances = (
-        [moment(part) for part in of] for moment in (lambda v: v.mean(0), lambda v: v.var(0, correction=0))
-    )
-    parameters = (counts / len(codes), torch.stack(means), torch.stack(variances) + FLOOR)
-    return dict(zip(PARTS, (train, test, *parameters), strict=True))
+    means = torch.stack([part.mean(0) for part in of])
+    variances = torch.stack([part.var(0, correction=0) for part in of]) + FLOOR
+    return dict(zip(PARTS, (train, test, counts / len(codes), means, variances), strict=True))
 
 
 def kept(path: Path, make: Callable[[], Start]) -> Start:

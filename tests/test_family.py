@@ -337,6 +337,8 @@ def test_the_vampprior_of_a_bottom_up_hierarchy_has_the_lower_layers_at_their_me
 def test_a_vampprior_refuses_flows_and_starts_from_data(x):
     with pytest.raises(ValueError, match="the guide of FlowVAE has flows at 'z1'"):
         VampPrior(12, FlowVAE)
+    ladder = partial(LadderVAE, z_dims=(5, 3), hidden_dims=(16, 8))
+    check(VampPrior(12, partial(FlowVAE, base=ladder, layers=["z1"])), x)  # below the top, they are in nobody's way
     vamp = VampPrior(12, partial(VAE, z_dim=2, hidden_dim=8), 5)
     vamp.start_from(x)
     with pytest.raises(ValueError, match=r"x runs from 0 to 2, beyond bounds=\(0.0, 1.0\)"):

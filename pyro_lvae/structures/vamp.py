@@ -57,8 +57,8 @@ class VampPrior(Around):
             raise ValueError(f"{type(self.base).__name__} is conditional on labels, and pseudo-inputs have none")
         self._refuse_own_guide()
         in_guide = self._in_guide()
+        top, whose = next(iter(self._in_model(in_guide))), f"the guide of {type(self.base).__name__}"
         for site, (q, _) in in_guide.items():
-            whose = f"the guide of {type(self.base).__name__}"
             if isinstance(q, TransformedDistribution):
                 raise ValueError(
                     f"{whose} has flows at {site!r}, whose density is known at their own draws alone; put the flows "
@@ -66,6 +66,8 @@ class VampPrior(Around):
                 )
             if is_point(q):
                 raise ValueError(f"{whose} is a point mass at {site!r}, and a mixture of them has no density")
+            if site == top:
+                break
         self.top, _ = self._top(in_guide)
         self.bounds = bounds
         self.raw = nn.Parameter(torch.empty(num_pseudo_inputs, x_dim))
