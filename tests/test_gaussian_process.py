@@ -243,8 +243,10 @@ def test_it_bounds_a_posterior_with_several_modes_better_than_a_gaussian_guide()
 def test_structures_around_it(x):
     base = partial(VariationalGP, z_dims=(3, 2), hidden_dims=(8, 8), num_points=3)
     check(MixturePrior(12, base, 4), x)
-    with pytest.raises(ValueError, match="VariationalGP samples 'xi' first and the top, 'z2', later"):
-        VampPrior(12, base)
+    vamp = VampPrior(12, base, 4)
+    check(vamp, x)
+    backward(SampledELBO(), vamp, (x,), per=7)
+    assert vamp.raw.grad.abs().max() > 0, "its posteriors differ by the pseudo-input, xi at its mean"
 
 
 def test_trains_in_bfloat16(tiny):
