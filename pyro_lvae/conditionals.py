@@ -125,15 +125,18 @@ def label_errors(y: Tensor, num_classes: int, remedy: str, called: str = "num_cl
 
     (On CUDA it is looked for while Pyro validates; one met later would end the process.)
     """
-    out = (y < 0) | (y >= num_classes)
+
+    def wrong() -> Tensor:
+        return y[(y < 0) | (y >= num_classes)]
+
     try:
-        if y.is_cuda and dist.is_validation_enabled() and out.any():
+        if y.is_cuda and dist.is_validation_enabled() and len(wrong()):
             raise RuntimeError
         yield
     except (IndexError, RuntimeError) as error:
-        if not out.any():
+        if not len(wrong()):
             raise
-        message = f"a label is {y[out][0]}; {called}={num_classes} takes 0 to {num_classes - 1}{remedy}"
+        message = f"a label is {wrong()[0]}; {called}={num_classes} takes 0 to {num_classes - 1}{remedy}"
         raise ValueError(message) from error
 
 

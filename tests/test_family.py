@@ -21,6 +21,7 @@ from pyro_lvae import (
     AE,
     IWAE,
     VAE,
+    BidirectionalLadderVAE,
     ConditionalVAE,
     Dataset,
     DenoisingVAE,
@@ -338,6 +339,7 @@ def test_a_vampprior_refuses_flows_and_starts_from_data(x):
     with pytest.raises(ValueError, match="the guide of FlowVAE has flows at 'z1'"):
         VampPrior(12, FlowVAE)
     ladder = partial(LadderVAE, z_dims=(5, 3), hidden_dims=(16, 8))
+    check(VampPrior(12, partial(BidirectionalLadderVAE, z_dims=(5, 4, 3), hidden_dim=8)), x)
     check(VampPrior(12, partial(FlowVAE, base=ladder, layers=["z1"])), x)  # below the top, they are in nobody's way
     vamp = VampPrior(12, partial(VAE, z_dim=2, hidden_dim=8), 5)
     vamp.start_from(x)
