@@ -6,7 +6,8 @@
 Sonderby et al. (2016, table 1): -82.12 nats, -81.84 after more epochs at a falling learning rate, -81.74 with ten
 importance samples in them. Here the learning rate falls along a cosine in the first part, and each fine-tuning starts
 from its end: by IWAE (one sample is the ELBO), by DReG, whose gradients for the guide are less noisy, and with a moving
-average of the weights. All stay permutation-invariant, with --gated too, which puts gated linear units into the MLPs.
+average of the weights. All stay permutation-invariant, also with --gated, which puts gated linear units into the MLPs,
+with --skip, which connects each latent layer to all below it, and with --pseudo_inputs, so many in a VampPrior.
 Each part has a run folder under --out; stopped or done, the same command goes on from there. --start names the folder
 of a run that is to be trained on in place of the first part; with --start_hidden_dims its MLPs have these
 widths, and are widened to --hidden_dims.
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
-from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, linear, load, load_weights
+from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, VampPrior, linear, load, load_weights
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
@@ -45,7 +46,13 @@ def make(data: Dataset, args, hidden_dims: list[int] | None = None) -> nn.Module
     torch.manual_seed(args.seed)
     hidden_dims = hidden_dims or args.hidden_dims
     activation = nn.GLU if args.gated else nn.LeakyReLU
-    return LadderVAE(data.x_dim, args.z_dims, hidden_dims, num_hidden=args.num_hidden, activation=activation)
+    options = dict(skip=args.skip, num_hidden=args.num_hidden, activation=activation)
+    ladder = partial(LadderVAE, z_dims=args.z_dims, hidden_dims=hidden_dims, **options)
+    if not args.pseudo_inputs:
+        return ladder(data.x_dim)
+    structure = VampPrior(data.x_dim, ladder, args.pseudo_inputs)
+    structure.start_from(data.x_train)
+    return structure
 
 
 def train(structure: nn.Module, data: Dataset, folder: Path, args, **options) -> dict:
@@ -154,6 +161,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num_hidden", type=int, default=2, help="hidden layers in an MLP")
     parser.add_argument("--gated", action="store_true", help="gated linear units in place of leaky rectifiers")
+    parser.add_argument("--skip", action="store_true", help="connect each latent layer to all below it")
+    parser.add_argument("--pseudo_inputs", type=int, default=0, help="of a VampPrior; 0 for a standard normal prior")
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--warm_up", type=int, default=200, help="epochs of warm-up")
     parser.add_argument("--batch_size", type=int, default=256)

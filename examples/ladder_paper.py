@@ -79,6 +79,7 @@ def row(variant: str, layers: int, data: Dataset, args) -> dict:
         optimizer=partial(FusedAdam, lr=args.lr, eps=args.eps),
         clip_norm=4.0,
         clip_value=0.9,
+        precision=args.precision,
         callbacks=[ProgressBar(), ActiveUnits(structure, data.test_rows(500)[0], folder / "active_units.jsonl")],
     )
     kl, active = found.kl_per_layer, counted(folder / "active_units.jsonl")[-1]
@@ -148,6 +149,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--eps", type=float, default=1e-4, help="of Adam")
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples")
     parser.add_argument("--num_images", type=int, default=None, help="test rows for log p(x); all if left out")
     parser.add_argument("--seed", type=int, default=0)

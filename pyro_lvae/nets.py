@@ -98,6 +98,17 @@ class Residual(nn.Sequential):
         return h + super().forward(h)
 
 
+class Joint(nn.Sequential):
+    """Modules one after another, of which the first sees several inputs, side by side in the last dim.
+
+    >>> Joint(nn.Linear(5, 8))(torch.zeros(4, 3), torch.zeros(4, 2)).shape
+    torch.Size([4, 8])
+    """
+
+    def forward(self, *inputs: Tensor):
+        return super().forward(torch.cat(inputs, -1))
+
+
 class Onwards(nn.Module):
     """A step of a deterministic path that latent layers feed: (d, z) -> f(d + g(z)), and f(g(z)) where it begins.
 

@@ -26,7 +26,7 @@ def make_linear(structure):
 
 
 def marginal(structure) -> MultivariateNormal:
-    """p(x) of such a structure, by propagating mean and covariance from the top layer down."""
+    """p(x) of such a structure, by propagating mean and covariance of all layers from the top down."""
     size = structure.z_dims[-1]
     mean, cov = torch.zeros(size).double(), torch.eye(size).double()
     heads = [getattr(net, "net", net)[1] for net in reversed(structure.top_down)]
@@ -34,8 +34,12 @@ def marginal(structure) -> MultivariateNormal:
         a, b = head.head[0].weight.detach(), head.head[0].bias.detach()
         half = len(b) // 2
         noise = torch.nn.functional.softplus(b[half:]) + head.min_variance
-        mean, cov = a[:half] @ mean + b[:half], a[:half] @ cov @ a[:half].T + torch.diag(noise)
-    return MultivariateNormal(mean, cov)
+        w = torch.nn.functional.pad(
+            a[:half], (len(mean) - a.shape[1], 0)
+        )  # without skip, the layer above alone is seen
+        mean, across = torch.cat([mean, w @ mean + b[:half]]), w @ cov
+        cov = torch.cat([torch.cat([cov, across.T], 1), torch.cat([across, across @ w.T + torch.diag(noise)], 1)])
+    return MultivariateNormal(mean[-half:], cov[-half:, -half:])
 
 
 class ExactPosterior(nn.Module):

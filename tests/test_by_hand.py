@@ -42,7 +42,7 @@ def draw(mu, var):
     return mu + var.sqrt() * torch.normal(torch.zeros_like(mu), torch.ones_like(mu))
 
 
-def ladder_elbo(w, x, top_down, mu_upwards):
+def ladder_elbo(w, x, top_down, mu_upwards, skip=False):
     d, evidence = x, []
     for i in range(3):
         d = mlp(w, f"bottom_up.{i}", d)
@@ -50,16 +50,20 @@ def ladder_elbo(w, x, top_down, mu_upwards):
         d = evidence[-1][0] if mu_upwards else d
     mu, var = evidence[2]
     z = {3: draw(mu, var)}
+
+    def seen(i):
+        return torch.cat([z[j] for j in range(3, i - 1, -1)], -1) if skip else z[i]
+
     bound = log_normal(z[3], 0 * mu, 1 + 0 * var) - log_normal(z[3], mu, var)
     for i in (2, 1):
-        p_mu, p_var = gaussian(w, f"top_down.{i - 1}" + (".net" if top_down == "top_down" else ""), z[i + 1])
-        m_mu, m_var = (p_mu, p_var) if top_down == "top_down" else gaussian(w, f"{top_down}.{i - 1}", z[i + 1])
+        p_mu, p_var = gaussian(w, f"top_down.{i - 1}" + (".net" if top_down == "top_down" else ""), seen(i + 1))
+        m_mu, m_var = (p_mu, p_var) if top_down == "top_down" else gaussian(w, f"{top_down}.{i - 1}", seen(i + 1))
         e_mu, e_var = evidence[i - 1]
         var = 1 / (1 / e_var + 1 / m_var)
         mu = (e_mu / e_var + m_mu / m_var) * var
         z[i] = draw(mu, var)
         bound = bound + log_normal(z[i], p_mu, p_var) - log_normal(z[i], mu, var)
-    return bound + log_px(w, x, z[1])
+    return bound + log_px(w, x, seen(1))
 
 
 def hierarchical_elbo(w, x):
@@ -94,6 +98,7 @@ CASES = {
         LadderVAE(**SIZES, share_top_down=False),
         lambda w, x: ladder_elbo(w, x, "guide_top_down", False),
     ),
+    "ladder-skip": (LadderVAE(**SIZES, skip=True), lambda w, x: ladder_elbo(w, x, "top_down", False, skip=True)),
     "hierarchical": (HierarchicalVAE(**SIZES), hierarchical_elbo),
     "beta": (BetaVAE(12, 4, 9), beta_vae_elbo),
 }

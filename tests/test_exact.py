@@ -20,6 +20,8 @@ CASES = {
     "HierarchicalVAE": lambda: HierarchicalVAE(4, (3, 2), (8, 8), **OPTIONS),
     "LadderVAE": lambda: LadderVAE(4, (3, 2), (8, 8), **OPTIONS),
     "LadderVAE-unshared": lambda: LadderVAE(4, (3, 2, 2), (8, 8, 8), share_top_down=False, **OPTIONS),
+    "HierarchicalVAE-skip": lambda: HierarchicalVAE(4, (3, 2), (8, 8), skip=True, **OPTIONS),
+    "LadderVAE-skip": lambda: LadderVAE(4, (3, 2, 2), (8, 8, 8), skip=True, **OPTIONS),
 }
 
 

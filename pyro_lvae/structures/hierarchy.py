@@ -7,10 +7,11 @@ from numbers import Integral
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from ..conditionals import Bernoulli, Normal
-from ..nets import MLP
+from ..nets import MLP, Joint
 
 
 class GaussianHierarchy(nn.Module):
@@ -20,7 +21,8 @@ class GaussianHierarchy(nn.Module):
         p(z_i|z_i+1) = N(mu_p,i(z_i+1), sigma^2_p,i(z_i+1)),  i = L-1 ... 1
         p(x|z_1)     = likelihood(MLP(z_1))
 
-    (Sonderby et al. 2016, eqs. 1-4.) Sites are `"z1"` ... `"zL"` and `"x"`.
+    (Sonderby et al. 2016, eqs. 1-4.) With `skip` every layer sees all that are above it, p(z_i|z_i+1 ... z_L) and
+    p(x|z_1 ... z_L). Sites are `"z1"` ... `"zL"` and `"x"`.
 
     Args:
         x_dim: size D of the data `[B, D]`.
@@ -28,6 +30,7 @@ class GaussianHierarchy(nn.Module):
         hidden_dims: MLP widths, one a layer: `hidden_dims[i]` belongs to the networks between
             layer i and the one below it, in both directions.
         likelihood: `(in_dim, x_dim) -> nn.Module` that maps features to a distribution over x.
+        skip: connect each layer to all below it, not to the next one alone (as in BIVA's model: Maaloe et al. 2019).
         num_hidden: hidden layers in every MLP; 0 makes every conditional linear.
         batch_norm: batch norm on the hidden layers.
         head_batch_norm: batch norm on the Gaussian heads too; `None` follows `batch_norm`.
@@ -44,6 +47,7 @@ class GaussianHierarchy(nn.Module):
         hidden_dims: Sequence[int] = (512, 256, 128, 64, 32),
         *,
         likelihood: Callable[[int, int], nn.Module] = Bernoulli,
+        skip: bool = False,
         num_hidden: int = 2,
         batch_norm: bool = True,
         head_batch_norm: bool | None = None,
@@ -59,9 +63,10 @@ class GaussianHierarchy(nn.Module):
         self._head_options = dict(
             batch_norm=batch_norm if head_batch_norm is None else head_batch_norm, min_variance=min_variance
         )
+        self.skip = skip
         self.top_down = self._top_down()
         of_decoder = dict(num_layers=decoder_num_hidden, activation=decoder_activation)
-        self.decoder = self._mlp(z_dims[0], 0, **{k: v for k, v in of_decoder.items() if v is not None})
+        self.decoder = self._mlp(self._dim_from(0), 0, **{k: v for k, v in of_decoder.items() if v is not None})
         self.likelihood = likelihood(self.decoder.out_dim, x_dim)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -70,11 +75,19 @@ class GaussianHierarchy(nn.Module):
             return pyro.sample("x", self.likelihood(self.decoder(self._latents(x))), obs=x)
 
     def _latents(self, x: Tensor) -> Tensor:
-        """Samples z_L ... z_1, inside the plate; z_1."""
-        z = pyro.sample(f"z{self.num_layers}", self._prior(x))
+        """Samples z_L ... z_1, inside the plate; what x sees of them."""
+        z = [pyro.sample(f"z{self.num_layers}", self._prior(x))]
         for i in reversed(range(self.num_layers - 1)):
-            z = pyro.sample(f"z{i + 1}", self.top_down[i](z))
-        return z
+            z.append(pyro.sample(f"z{i + 1}", self.top_down[i](*self._seen(z))))
+        return torch.cat(self._seen(z), -1) if self.skip else z[-1]
+
+    def _seen(self, z: list[Tensor]) -> list[Tensor]:
+        """Of z_L ... z_i+1 those that layer i sees."""
+        return z if self.skip else z[-1:]
+
+    def _dim_from(self, i: int) -> int:
+        """Size of what is seen of the layers from `z_dims[i]` upwards."""
+        return sum(self.z_dims[i:]) if self.skip else self.z_dims[i]
 
     @property
     def num_layers(self) -> int:
@@ -86,9 +99,10 @@ class GaussianHierarchy(nn.Module):
         return dist.Normal(x.new_zeros(size), x.new_ones(size)).to_event(1)
 
     def _top_down(self) -> nn.ModuleList:
-        """Networks z_{i+1} -> N(mu_i, sigma^2_i), for i = 1 ... L-1."""
+        """Networks of z_i+1, or with `skip` of z_L ... z_i+1, to N(mu_i, sigma^2_i), for i = 1 ... L-1."""
         return nn.ModuleList(
-            self._gaussian(self.z_dims[i + 1], i + 1, self.z_dims[i]) for i in range(self.num_layers - 1)
+            self._gaussian(self._dim_from(i + 1), i + 1, self.z_dims[i], Joint if self.skip else nn.Sequential)
+            for i in range(self.num_layers - 1)
         )
 
     def _mlp(self, in_dim: int, layer: int, **other) -> MLP:
@@ -97,9 +111,11 @@ class GaussianHierarchy(nn.Module):
     def _head(self, in_dim: int, out_dim: int) -> Normal:
         return Normal(in_dim, out_dim, **self._head_options)
 
-    def _gaussian(self, in_dim: int, layer: int, out_dim: int) -> nn.Sequential:
+    def _gaussian(
+        self, in_dim: int, layer: int, out_dim: int, chain: type[nn.Sequential] = nn.Sequential
+    ) -> nn.Sequential:
         mlp = self._mlp(in_dim, layer)
-        return nn.Sequential(mlp, self._head(mlp.out_dim, out_dim))
+        return chain(mlp, self._head(mlp.out_dim, out_dim))
 
 
 class HierarchicalVAE(GaussianHierarchy):

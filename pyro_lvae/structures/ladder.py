@@ -36,7 +36,7 @@ class LadderVAE(GaussianHierarchy):
             paper's text has it; both ask at the very same z, and it is computed once. With `False`
             the guide has top-down networks of its own, as in the authors' published runs.
         mu_upwards: pass only mu^_q,n to the next MLP upwards, instead of d_n.
-        **options: `likelihood`, `num_hidden`, `batch_norm`, `head_batch_norm`, `activation`,
+        **options: `likelihood`, `skip`, `num_hidden`, `batch_norm`, `head_batch_norm`, `activation`,
             `min_variance` as in `GaussianHierarchy`.
 
     >>> LadderVAE(x_dim=9, z_dims=(3, 2), hidden_dims=(8, 4)).num_layers
@@ -72,10 +72,11 @@ class LadderVAE(GaussianHierarchy):
         *evidence, top = self._upwards(x)
         top_down = self.top_down if self.guide_top_down is None else self.guide_top_down
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample(f"z{self.num_layers}", normal(*top))
+            z = [pyro.sample(f"z{self.num_layers}", normal(*top))]
             for i in reversed(range(self.num_layers - 1)):
-                p = top_down[i](z)
-                z = pyro.sample(f"z{i + 1}", normal(*precision_merge(*evidence[i], p.mean, p.variance)))
+                p = top_down[i](*self._seen(z))
+                merged = precision_merge(*evidence[i], p.mean, p.variance)
+                z.append(pyro.sample(f"z{i + 1}", normal(*merged)))
 
     def _upwards(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The evidence (mu^_q,n, sigma^2^_q,n) of each layer, n = 1 ... L, each `[B, z_n]`."""
