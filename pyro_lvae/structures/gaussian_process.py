@@ -92,7 +92,7 @@ class VariationalGP(GaussianHierarchy):
         num_points: m, the size of D(x); the work grows as its cube.
         xi_dim: c, the size of xi; that of z_1 if left out.
         jitter: of the kernel, relative to sigma^2_ARD.
-        **options: `likelihood`, `num_hidden`, `batch_norm`, `head_batch_norm`, `activation`,
+        **options: `likelihood`, `skip`, `num_hidden`, `batch_norm`, `head_batch_norm`, `activation`,
             `min_variance` as in `GaussianHierarchy`.
 
     Raises:
@@ -137,8 +137,8 @@ class VariationalGP(GaussianHierarchy):
         """p(x, z_1 ... z_L) r(xi, f|x, z_1) for `x` of `[B, D]`; `y` is ignored."""
         with pyro.plate("data", len(x), dim=-1):
             z = self._latents(x)
-            x = pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
-            for name, r in zip(("xi", "f"), self._reverse(x, z), strict=True):
+            x = pyro.sample("x", self._given(z), obs=x)
+            for name, r in zip(("xi", "f"), self._reverse(x, z[-1]), strict=True):
                 pyro.sample(name, r)
         return x
 

@@ -72,14 +72,18 @@ class GaussianHierarchy(nn.Module):
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(x, z_1 ... z_L) for `x` of `[B, D]`; `y` is ignored."""
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("x", self.likelihood(self.decoder(self._latents(x))), obs=x)
+            return pyro.sample("x", self._given(self._latents(x)), obs=x)
 
-    def _latents(self, x: Tensor) -> Tensor:
-        """Samples z_L ... z_1, inside the plate; what x sees of them."""
+    def _latents(self, x: Tensor) -> list[Tensor]:
+        """Samples z_L ... z_1, inside the plate."""
         z = [pyro.sample(f"z{self.num_layers}", self._prior(x))]
         for i in reversed(range(self.num_layers - 1)):
             z.append(pyro.sample(f"z{i + 1}", self.top_down[i](*self._seen(z))))
-        return torch.cat(self._seen(z), -1) if self.skip else z[-1]
+        return z
+
+    def _given(self, z: list[Tensor]) -> dist.TorchDistribution:
+        """p(x|z_L ... z_1), or without `skip` p(x|z_1)."""
+        return self.likelihood(self.decoder(torch.cat(z, -1) if self.skip else z[-1]))
 
     def _seen(self, z: list[Tensor]) -> list[Tensor]:
         """Of z_L ... z_i+1 those that layer i sees."""
