@@ -128,6 +128,7 @@ def fine_tuned(estimator, data: Dataset, start: Path, folder: Path, args) -> dic
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
     data, start = load(args.data, args.root), Path(args.start or args.out / "first")
+    data = data.held_out(args.held_out) if args.held_out else data
     estimators = {
         f"{name}, IW = {k}": ESTIMATORS[name](k)
         for name in args.estimators
@@ -179,6 +180,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fine_average", type=float, default=0.999, help="decay of the average of weights")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples of log p(x)")
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
+    parser.add_argument(
+        "--held_out", type=int, default=0, help="so many training images in place of the test images, to choose by"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder_finetuned"))
     args = parsed(

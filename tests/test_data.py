@@ -75,6 +75,25 @@ def test_rows_for_evaluation_are_spread_over_sorted_and_periodic_data(labels):
     assert data.train_rows(1999)[0].unique(dim=0).shape == (1999, 2)
 
 
+@pytest.mark.parametrize("binarize", [False, True])
+def test_rows_are_held_out_of_training_for_the_choice_of_settings(binarize):
+    x = torch.arange(20).float().unsqueeze(1) / 20
+    data = Dataset("own", x, (x > 0.5).float(), torch.arange(20), binarize=binarize)
+    kept = data.held_out(5)
+    assert sorted([*kept.y_train.tolist(), *kept.y_test.tolist()]) == list(range(20))
+    torch.testing.assert_close(kept.x_train, x[kept.y_train])
+    assert kept.is_binary == binarize
+    assert binarize or torch.equal(kept.x_test, x[kept.y_test])
+    assert torch.equal(data.held_out(5).x_test, kept.x_test)
+    assert data.held_out(19).x_train.shape == (1, 1)
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_as_many_rows_as_there_are_cannot_be_held_out(count):
+    with pytest.raises(DataError, match="1 to 19"):
+        Dataset("own", torch.rand(20, 2), torch.rand(3, 2)).held_out(count)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_checksum_is_of_every_row_and_label(dtype):
     x, y = torch.rand(30, 4).to(dtype), torch.arange(30)

@@ -128,6 +128,25 @@ class Dataset:
         x = self.x_train[rows]
         return binarized(x) if self.binarize else x, None if self.y_train is None else self.y_train[rows]
 
+    def held_out(self, count: int) -> Dataset:
+        """For choosing settings: `count` training rows, drawn from a fixed seed, in place of the test rows.
+
+        They are left out of training, and drawn as binary once where batches are drawn anew.
+
+        Raises:
+            DataError: no row would be held out, or none left to train on.
+        """
+        total = len(self.x_train)
+        if not 1 <= count < total:
+            raise DataError(f"{self.name}: {count} rows cannot be held out of {total}; give 1 to {total - 1}")
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(TEST_SEED))
+        held, rest = (rows.sort().values.to(self.x_train.device) for rows in (order[:count], order[count:]))
+        x = self.x_train[held]
+        y = dict(y_train=None, y_test=None)
+        if self.y_train is not None:
+            y = dict(y_train=self.y_train[rest], y_test=self.y_train[held])
+        return replace(self, x_train=self.x_train[rest], x_test=binarized(x) if self.binarize else x, **y)
+
     def test_rows(self, count: int) -> tuple[Tensor, Tensor | None]:
         """`count` test rows spread evenly (data may be sorted), or all, and their labels."""
         rows = _spread(len(self.x_test), count)
