@@ -1,5 +1,6 @@
 """Every example runs: --smoke of each file in examples/."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -56,6 +57,40 @@ def test_a_widened_ladder_computes_the_same(activation):
         torch.manual_seed(0)
         found.append(log_likelihood(ladder, x, 10))
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+def test_a_mixture_of_a_ladder_with_itself_is_the_ladder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(ROOT / "examples" / "ladder_mixture.py"))["main"]
+    main.__globals__["ROWS"] = 100
+    main(["--smoke", "--members", "skip:0", "vamp:0"])
+    run = str(tmp_path / "runs" / "ladder_mixture-smoke" / "skip-0" / "fine")
+    options = ["--smoke", "--members", "skip:0", "skip:1", "--runs", run, run, "--num_images", "360", "--out", "same"]
+    rows = main(options)
+    mixture = rows["mixture of the first 2"]
+    assert mixture["log p(x)"] == pytest.approx(rows["skip:0"]["log p(x)"], abs=1e-12)
+    assert mixture["over the best"] == pytest.approx(0, abs=1e-12)
+
+    kept = tmp_path / "same" / "skip-1" / "log_p.json"  # stopped while it scored the second
+    whole = json.loads(kept.read_text())
+    kept.write_text(json.dumps(whole | {"log_p": whole["log_p"][:200]}))
+    results = tmp_path / "same" / "results.json"
+    found = json.loads(results.read_text())
+    del found["results"]["skip:1"]
+    results.write_text(json.dumps(found))
+    assert main(options) == rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--members", "wide:0"], ["--members", "gated"], ["--members", "skip:0", "skip:0"], ["--runs", "one"]],
+)
+def test_a_mixture_of_unknown_ladders_is_refused(options, capsys):
+    main = runpy.run_path(str(ROOT / "examples" / "ladder_mixture.py"))["main"]
+    with pytest.raises(SystemExit):
+        main(["--smoke", *options])
+    message = capsys.readouterr().err
+    assert any(word in message for word in ("DESIGN:SEED", "twice", "one run a member"))
 
 
 def test_style_goes_through_a_learned_prior(tiny):
