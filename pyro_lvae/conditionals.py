@@ -194,6 +194,35 @@ class _Mixture(dist.MixtureSameFamily):
     def support(self):  # torch's own constraint of mixtures has no bijection, which annealing asks for
         return self.component_distribution.support
 
+    _before_expansion = None
+
+    def expand(self, batch_shape, _instance=None):  # as a plate does
+        wider = super().expand(batch_shape, _instance)
+        wider._before_expansion = self._before_expansion or self
+        return wider
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """As torch's; for one set of C diagonal normals by matrix products, without the tensor `[..., C, D]`.
+
+            sum_d w_cd (z_d - mu_cd)^2 = sum_d w_cd z_d^2 - 2 w_cd mu_cd z_d + w_cd mu_cd^2,  w_cd = sigma_cd^-2
+
+        Where the sigmas are small this is a small difference of large terms, so it is taken in float64, and values in
+        float64 go torch's way.
+        """
+        one = self._before_expansion or self
+        q = one.component_distribution
+        normals = isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal)
+        if not normals or one.batch_shape or len(q.event_shape) != 1 or value.dtype == torch.double:
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        loc, scale, z = q.base_dist.loc.double(), q.base_dist.scale.double(), value.double()
+        precision = scale**-2
+        squares = z**2 @ precision.T - 2 * z @ (precision * loc).T + (precision * loc**2).sum(-1)
+        constants = scale.log().sum(-1) + loc.shape[-1] / 2 * math.log(2 * math.pi)
+        log_p = (one.mixture_distribution.logits - constants - squares / 2).logsumexp(-1).to(value.dtype)
+        return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
+
 
 def mixture(logits: Tensor, components: dist.TorchDistribution) -> dist.TorchDistribution:
     """sum_c softmax(logits)_c components_c, for components of batch shape `[..., C]`."""

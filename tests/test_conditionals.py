@@ -1,15 +1,18 @@
 from functools import partial
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import MixtureSameFamily
 from torch.distributions import Normal as TorchNormal
 
 from pyro_lvae import VAE, calibration
-from pyro_lvae.conditionals import Bernoulli, Normal, StudentT, normal, precision_merge
+from pyro_lvae.conditionals import Bernoulli, Normal, StudentT, mixture, normal, precision_merge
+from pyro_lvae.evaluate.chunks import _MadeBytes
 
 means, variances = st.floats(-5, 5), st.floats(1e-3, 50)
 
@@ -185,3 +188,47 @@ def test_student_t_is_calibrated_on_its_own_draws():
     x = vae.likelihood(torch.zeros(400, 16)).sample()
     found = calibration([vae], x, num_samples=1, num_bins=5)
     torch.testing.assert_close(found.observed, found.predicted, atol=0.03, rtol=0)
+
+
+def log_p_of_mixture(log_prob, spread, batch, dtype):
+    """A mixture of 7 normals in 5 dims at values near them, and the gradients, both of entries of about one."""
+    torch.manual_seed(0)
+    logits, loc, z = torch.randn(7), torch.randn(7, 5), torch.randn(3, 4, 5)
+    z = loc[torch.arange(12).reshape(3, 4) % 7] + spread * z
+    scale = spread * (0.5 + torch.rand(7, 5))
+    given = [t.to(dtype).requires_grad_() for t in (logits, loc, scale, z)]
+    p = mixture(given[0], dist.Normal(*given[1:3]).to_event(1)).expand(batch)
+    log_p = log_prob(p, given[3])
+    return log_p.detach().double(), [spread * g.double() for g in torch.autograd.grad(log_p.sum(), given)]
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4)])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4])
+def test_mixtures_of_normals_have_the_density_that_torch_gives_in_float64(spread, batch):
+    log_p, grads = log_p_of_mixture(lambda p, z: p.log_prob(z), spread, batch, torch.float)
+    exact, exact_grads = log_p_of_mixture(MixtureSameFamily.log_prob, spread, batch, torch.double)
+    torch.testing.assert_close(log_p, exact, rtol=1e-6, atol=1e-6)
+    for found, expected in zip(grads, exact_grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mixtures_of_normals_make_no_tensor_of_all_components_and_dims():
+    p = mixture(torch.zeros(64), dist.Normal(torch.zeros(64, 32), torch.ones(64, 32)).to_event(1)).expand((1000,))
+    z = torch.zeros(1000, 32)
+    with _MadeBytes() as counter:
+        p.log_prob(z)
+    assert counter.bytes < 1000 * 64 * 32 * 4
+
+
+def test_mixtures_of_other_components_have_torchs_density():
+    laplaces = mixture(torch.randn(7), dist.Laplace(torch.randn(7, 5), 1.0).to_event(1))
+    one_a_row = mixture(torch.randn(4, 7), dist.Normal(torch.randn(4, 7, 5), torch.rand(4, 7, 5) + 0.1).to_event(1))
+    z = torch.randn(4, 5)
+    for p in (laplaces, one_a_row):
+        torch.testing.assert_close(p.log_prob(z), MixtureSameFamily.log_prob(p, z), rtol=0, atol=0)
+
+
+def test_mixtures_of_normals_refuse_values_that_are_none():
+    p = mixture(torch.zeros(2), dist.Normal(torch.zeros(2, 3), 1.0).to_event(1))
+    with pytest.raises(ValueError, match="support"):
+        p.log_prob(torch.full((3,), float("nan")))
