@@ -41,6 +41,7 @@ from pyro_lvae import (
     ledger,
     linear,
     log_likelihood,
+    predictive_log_likelihood,
 )
 from pyro_lvae.compile import CompiledStep, CompileError, Step, _Replayed, pays
 from pyro_lvae.optim import FusedAdam
@@ -339,6 +340,15 @@ def test_compiled_evaluation_is_the_eager_one(x, traced_only):
     for compile in (False, True):
         torch.manual_seed(2)
         found.append(log_likelihood(vae, rows, 50, memory=300_000, compile=compile))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+
+
+def test_compiled_evaluation_of_several_draws_is_the_eager_one(x, traced_only):
+    draws, rows = [VAE(12, 3, 8).double() for _ in range(2)], x.double()
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(2)
+        found.append(predictive_log_likelihood(draws, rows, 50, compile=compile).log_likelihoods)
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
 
 

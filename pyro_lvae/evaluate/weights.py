@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ def predictive_log_likelihood(
     *,
     y: Tensor | None = None,
     memory: int = MEMORY,
+    compile: bool | Literal["auto"] = "auto",
 ) -> Predictive:
     """log p(x | w_s) by importance sampling, for several draws of the weights.
 
@@ -66,14 +68,14 @@ def predictive_log_likelihood(
             ensemble, or `swag.draw()` several times.
         x: data `[N, D]`.
         num_samples: K, importance samples of z for each datum and draw.
-        y, memory: as for `log_likelihood`.
+        y, memory, compile: as for `log_likelihood`.
 
     Raises:
         ValueError: there is no draw; or a draw has global sites itself (pass `bayesian.draw()`, not `bayesian`).
     """
     if isinstance(draws, nn.Module):
         raise ValueError("draws is one module; give an iterable of structures: [bayesian.draw() for _ in range(10)]")
-    found = [log_likelihood(structure, x, num_samples, y=y, memory=memory, compile=False) for structure in draws]
+    found = [log_likelihood(structure, x, num_samples, y=y, memory=memory, compile=compile) for structure in draws]
     if not found:
         raise ValueError("there are no draws; give at least one structure with its weights")
     return Predictive(torch.stack(found))
