@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, VampPrior, linear, load, load_weights
+from pyro_lvae.checkpoint import load_checkpoint
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
@@ -135,6 +136,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         for k in args.particles
         if (name, k) != ("DReG", 1)  # the ELBO, which IWAE is with one sample
     }
+    if args.start and args.held_out:
+        trained_on = load_checkpoint(start / CHECKPOINT)["identity"]["checksum of the training data"]
+        if trained_on != data.checksum():
+            raise ValueError(
+                f"{start} was trained on other rows than --held_out {args.held_out} leaves, perhaps on those held out; "
+                "start from a run with the same --held_out"
+            )
     ladder = f"LVAE, {len(args.z_dims)} layers"
     makers: dict[str, Callable[[], dict]] = {} if args.start else {ladder: partial(first, data, start, args)}
     for name, estimator in estimators.items():

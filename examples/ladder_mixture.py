@@ -10,17 +10,17 @@ with the ladder's own guide. A member is DESIGN:SEED, of the designs
     leaky   five layers, leaky rectifiers, as published (Sonderby et al. 2016)
     gated   five layers, gated linear units
     skip    the same, each latent layer connected to all below it
-    vamp    three layers, of which the upper two are alike, the same and a VampPrior (Tomczak & Welling 2018)
+    vamp    three layers, gated, skip, with a VampPrior (Tomczak & Welling 2018); sizes of the first two, and the
+            second's again
 
-trained by the ELBO and then with ten importance samples, or taken from the run folders named by --runs. Under --out:
-a run folder a part of the training, each ladder's log p(x) image by image, and results.md. Stopped or done, the same
-command goes on from there.
+trained by the ELBO and then with ten importance samples, or taken from the run folders named by --runs (of which two
+of one design need two seeds, whatever they were). Under --out: a run folder a part of the training, each ladder's
+log p(x) image by image, and results.md. Stopped or done, the same command goes on from there, with more members too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, FusedAdam, LadderVAE, VampPrior, linear, load, load_weights, log_likelihood
-from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.results import write_json, write_text
+from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
 DESIGNS = ("leaky", "gated", "skip", "vamp")
@@ -57,6 +57,14 @@ def make(member: str, data: Dataset, args) -> nn.Module:
         return ladder(data.x_dim)
     structure = VampPrior(data.x_dim, ladder, args.pseudo_inputs)
     structure.start_from(data.x_train)
+    return structure
+
+
+def opened(member: str, data: Dataset, args) -> nn.Module:
+    """The ladder DESIGN:SEED, untrained or from its run folder."""
+    structure = make(member, data, args)
+    if args.runs:
+        load_weights(structure, Path(args.runs[args.members.index(member)]) / CHECKPOINT)
     return structure
 
 
@@ -86,25 +94,26 @@ def train(member: str, structure: nn.Module, data: Dataset, args) -> None:
     )
 
 
-def scored(structure: nn.Module, x: Tensor, path: Path, args) -> Tensor:
-    """log p(x) image by image, `[N]`; what `path` holds already is taken from there."""
-    found = json.loads(path.read_text())["log_p"] if path.exists() else []
+def settings_of(member: str, args) -> dict:
+    """What the log p(x) of a member depends on."""
+    if not args.runs:
+        return {k: v for k, v in vars(args).items() if k not in ("out", "root", "members", "runs", "smoke")}
+    run = args.runs[args.members.index(member)]
+    return {"run": run} | {k: getattr(args, k) for k in ("data", "num_samples", "num_images", "pseudo_inputs")}
+
+
+def scored_before(member: str, args) -> list[float]:
+    """The log p(x) of the first images, as many as an earlier call left; or a `ValueError` for other settings."""
+    return read_rows(log_p_of(member, args), settings_of(member, args)).get("log_p", [])
+
+
+def score(member: str, structure: nn.Module, x: Tensor, args) -> None:
+    """Write log p(x) image by image, or go on with it."""
+    found = scored_before(member, args)
     for start in range(len(found), len(x), ROWS):
         torch.manual_seed(start)
         found += log_likelihood(structure, x[start : start + ROWS], args.num_samples).tolist()
-        write_json(path, {"num_samples": args.num_samples, "log_p": found})
-    return torch.tensor(found, dtype=torch.double)
-
-
-def row(member: str, data: Dataset, args) -> dict:
-    """Train and score one ladder, or go on with it."""
-    structure = make(member, data, args)
-    if args.runs:
-        load_weights(structure, Path(args.runs[args.members.index(member)]) / CHECKPOINT)
-    else:
-        train(member, structure, data, args)
-    log_p = scored(structure, data.test_rows(args.num_images)[0], log_p_of(member, args), args)
-    return {"log p(x)": log_p.mean().item()} | errors(log_p)
+        write_rows(log_p_of(member, args), settings_of(member, args), {"log_p": found})
 
 
 def log_p_of(member: str, args) -> Path:
@@ -116,10 +125,14 @@ def errors(log_p: Tensor) -> dict[str, float]:
     return {"standard error": log_p.std().item() / len(log_p) ** 0.5}
 
 
-def mixtures(args) -> dict[str, dict]:
-    """The mixtures of the first two members, three, and so on; and what each gains over its best member."""
-    log_p = torch.tensor([json.loads(log_p_of(m, args).read_text())["log_p"] for m in args.members]).double()
-    rows = {}
+def table(members: list[str], log_p: Tensor) -> dict[str, dict]:
+    """Each member; and the mixtures of the first two, three, and so on, with what each gains over its best member.
+
+    Args:
+        log_p: `[M, N]`.
+    """
+    alone = {"over the best": "", "its standard error": ""}
+    rows = {m: {"log p(x)": of.mean().item()} | errors(of) | alone for m, of in zip(members, log_p, strict=True)}
     for count in range(2, len(log_p) + 1):
         members = log_p[:count]
         mixed = members.logsumexp(0) - math.log(count)
@@ -132,16 +145,25 @@ def mixtures(args) -> dict[str, dict]:
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    kept_out = ("out", "root", "members", "runs", "smoke")
-    settings = {k: v for k, v in vars(args).items() if k not in kept_out}
-    settings["runs"] = dict(zip(args.members, args.runs, strict=True)) if args.runs else None
-    makers = {member: partial(row, member, data, args) for member in args.members}
-    found = finish_rows(args.out / "results.json", settings, makers, args.members, tell=print)
-    alone = {"over the best": "", "its standard error": ""}
-    rows = {member: found[member] | alone for member in args.members} | mixtures(args)
-    table = markdown_rows("model", rows, dict.fromkeys(["over the best", "its standard error"], 3))
-    write_text(args.out / "results.md", table + "\n")
-    print(table)
+    x = data.test_rows(args.num_images)[0]
+    read_rows(args.out / "results.json", {})
+    for member in args.members:  # what is wrong with any of them is said before the first is trained or scored
+        opened(member, data, args)
+        scored_before(member, args)
+    for member in args.members:
+        if len(scored_before(member, args)) == len(x):
+            print(f"{member}: scored before")
+            continue
+        print(member)
+        ladder = opened(member, data, args)
+        if not args.runs:
+            train(member, ladder, data, args)
+        score(member, ladder, x, args)
+    rows = table(args.members, torch.tensor([scored_before(m, args) for m in args.members], dtype=torch.double))
+    write_rows(args.out / "results.json", {}, rows)
+    text = markdown_rows("model", rows, dict.fromkeys(["over the best", "its standard error"], 3))
+    write_text(args.out / "results.md", text + "\n")
+    print(text)
     return rows
 
 
@@ -188,6 +210,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         design, _, seed = member.partition(":")
         if design not in DESIGNS or not seed.isdecimal():
             parser.error(f"a member is {member!r}; expected DESIGN:SEED, of {', '.join(DESIGNS)}: gated:0")
+    args.members = [f"{design}:{int(seed)}" for design, seed in (member.split(":") for member in args.members)]
     if len(set(args.members)) < len(args.members):
         parser.error(f"--members {args.members} name one twice; a ladder mixed with itself is itself")
     if args.runs and len(args.runs) != len(args.members):
@@ -196,6 +219,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"--z_dims {args.z_dims}, --hidden_dims {args.hidden_dims}; give two layers or more, as many of both"
         )
+    counts = ("epochs", "fine_epochs", "batch_size", "particles", "pseudo_inputs", "num_samples")
+    least = dict.fromkeys(counts, 1) | {"num_images": 2}  # of a standard error
+    for name, at_least in least.items():
+        if getattr(args, name) < at_least:
+            parser.error(f"--{name} is {getattr(args, name)}; give {at_least} or more")
     return args
 
 

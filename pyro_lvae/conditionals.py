@@ -212,7 +212,8 @@ class _Mixture(dist.MixtureSameFamily):
         one = self._before_expansion or self
         q = one.component_distribution
         normals = isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal)
-        if not normals or one.batch_shape or len(q.event_shape) != 1 or value.dtype == torch.double:
+        is_double = torch.double in (value.dtype, one.mixture_distribution.logits.dtype)
+        if not normals or one.batch_shape or len(q.event_shape) != 1 or is_double:
             return super().log_prob(value)
         if self._validate_args:
             self._validate_sample(value)

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .checkpoint import CheckpointError
 from .results import write_json
 
 
@@ -26,7 +27,7 @@ def script(main: Callable[[], object]) -> None:
     """Run an experiment as a script, which says in a sentence what is wrong with its input, or that it was stopped."""
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'stopped'}", file=sys.stderr)
@@ -37,12 +38,19 @@ def read_rows(path: Path, settings: dict) -> dict[str, dict]:
     """The finished rows of an experiment by name, as `write_rows` left them; none where there is no such file.
 
     Raises:
-        ValueError: the file holds rows of other settings.
+        ValueError: the file holds rows of other settings, or something else; or the table of an experiment is beside
+            where it would be.
     """
+    table = path.with_suffix(".md")
     if not path.exists():
+        if table.exists():
+            raise ValueError(f"{table} is there, and no {path.name} that it is the table of; name another folder")
         return {}
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    there = kept["settings"]
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        there = dict(kept["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no results of an experiment; name another folder") from error
     changed = {k: (there.get(k), settings.get(k)) for k in {**there, **settings} if settings.get(k) != there.get(k)}
     if changed:
         raise ValueError(f"{path} holds results of other settings (there, here): {changed}; name another folder")

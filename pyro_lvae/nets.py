@@ -98,15 +98,25 @@ class Residual(nn.Sequential):
         return h + super().forward(h)
 
 
-class Joint(nn.Sequential):
-    """Modules one after another, of which the first sees several inputs, side by side in the last dim.
+def concatenated(inputs: Sequence[Tensor]) -> Tensor:
+    """Tensors side by side in the last dim; leading dims broadcast.
 
-    >>> Joint(nn.Linear(5, 8))(torch.zeros(4, 3), torch.zeros(4, 2)).shape
+    >>> concatenated([torch.zeros(4, 3), torch.zeros(5, 1, 2)]).shape
+    torch.Size([5, 4, 5])
+    """
+    lead = torch.broadcast_shapes(*(t.shape[:-1] for t in inputs))
+    return torch.cat([t.expand(*lead, -1) for t in inputs], -1)
+
+
+class Concat(nn.Sequential):
+    """Modules one after another, of which the first sees several inputs, `concatenated`.
+
+    >>> Concat(nn.Linear(5, 8))(torch.zeros(4, 3), torch.zeros(4, 2)).shape
     torch.Size([4, 8])
     """
 
     def forward(self, *inputs: Tensor):
-        return super().forward(torch.cat(inputs, -1))
+        return super().forward(concatenated(inputs))
 
 
 class Onwards(nn.Module):

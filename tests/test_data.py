@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_lvae import DataError, Dataset, load
+from pyro_lvae import DataError, Dataset, few_labels, load
 from pyro_lvae.data.norb import STEMS, read_mat
 
 
@@ -92,6 +92,16 @@ def test_rows_are_held_out_of_training_for_the_choice_of_settings(binarize):
 def test_as_many_rows_as_there_are_cannot_be_held_out(count):
     with pytest.raises(DataError, match="1 to 19"):
         Dataset("own", torch.rand(20, 2), torch.rand(3, 2)).held_out(count)
+
+
+def test_rows_are_held_out_before_labels_are_hidden():
+    x, y = torch.rand(20, 2), torch.arange(20) % 2
+    data = Dataset("own", x, x[:3], y, y[:3])
+    with pytest.raises(DataError, match=r"few_labels\(data.held_out\(5\), ...\)"):
+        few_labels(data, 4, share=0.5).held_out(5)
+    assert (few_labels(data.held_out(5), 4).y_test >= 0).all()
+    with pytest.raises(DataError, match="1 to 19"):
+        data.held_out(5.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_lvae import ConditionalVAE, LadderVAE, log_likelihood
-from pyro_lvae.checkpoint import load_checkpoint
+from pyro_lvae.checkpoint import CheckpointError, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "all")
@@ -73,24 +73,61 @@ def test_a_mixture_of_a_ladder_with_itself_is_the_ladder(tmp_path, monkeypatch):
 
     kept = tmp_path / "same" / "skip-1" / "log_p.json"  # stopped while it scored the second
     whole = json.loads(kept.read_text())
-    kept.write_text(json.dumps(whole | {"log_p": whole["log_p"][:200]}))
-    results = tmp_path / "same" / "results.json"
-    found = json.loads(results.read_text())
-    del found["results"]["skip:1"]
-    results.write_text(json.dumps(found))
+    kept.write_text(json.dumps(whole | {"results": {"log_p": whole["results"]["log_p"][:200]}}))
     assert main(options) == rows
+    more = [*options, "--members", "skip:0", "skip:1", "skip:2", "--runs", run, run, run]
+    assert main(more)["mixture of the first 3"]["over the best"] == pytest.approx(0, abs=1e-12)
+
+    with pytest.raises(ValueError, match="other settings"):
+        main([*options, "--num_samples", "6"])
+    before = kept.read_text()
+    with pytest.raises(CheckpointError, match="another structure"):
+        main([*options, "--members", "skip:0", "leaky:1", "--out", "wrong"])
+    assert kept.read_text() == before
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_mixture_of_ladders_is_the_mean_of_their_densities():
+    table = runpy.run_path(str(ROOT / "examples" / "ladder_mixture.py"))["table"]
+    p = torch.tensor([[0.5, 0.1, 0.2], [0.4, 0.3, 0.1], [0.9, 0.1, 0.1]]).double()
+    rows = table(["a", "b", "c"], p.log())
+    assert rows["b"]["log p(x)"] == pytest.approx(p[1].log().mean().item())
+    two, three = rows["mixture of the first 2"], rows["mixture of the first 3"]
+    assert two["log p(x)"] == pytest.approx(p[:2].mean(0).log().mean().item())
+    assert three["log p(x)"] == pytest.approx(p.mean(0).log().mean().item())
+    gains = (p[:2].mean(0) / p[1]).log()  # b is the better of the first two
+    assert two["over the best"] == pytest.approx(gains.mean().item())
+    assert two["its standard error"] == pytest.approx(gains.std().item() / 3**0.5)
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["--members", "wide:0"], ["--members", "gated"], ["--members", "skip:0", "skip:0"], ["--runs", "one"]],
+    ("options", "message"),
+    [
+        (["--members", "wide:0"], "DESIGN:SEED"),
+        (["--members", "gated"], "DESIGN:SEED"),
+        (["--members", "skip:0", "skip:00"], "twice"),
+        (["--runs", "one"], "one run a member"),
+        (["--z_dims", "4"], "two layers"),
+        (["--particles", "0"], "--particles is 0; give 1 or more"),
+        (["--num_images", "1"], "--num_images is 1; give 2 or more"),
+    ],
 )
-def test_a_mixture_of_unknown_ladders_is_refused(options, capsys):
+def test_a_mixture_of_unknown_ladders_is_refused(options, message, capsys):
     main = runpy.run_path(str(ROOT / "examples" / "ladder_mixture.py"))["main"]
     with pytest.raises(SystemExit):
         main(["--smoke", *options])
-    message = capsys.readouterr().err
-    assert any(word in message for word in ("DESIGN:SEED", "twice", "one run a member"))
+    assert message in capsys.readouterr().err
+
+
+def test_rows_that_a_ladder_was_trained_on_are_not_held_out(tmp_path):
+    main = runpy.run_path(str(ROOT / "examples" / "ladder_finetuned.py"))["main"]
+    options = ["--smoke", "--particles", "1", "--estimators", "IWAE"]
+    main([*options, "--out", str(tmp_path / "all")])
+    main([*options, "--out", str(tmp_path / "fewer"), "--held_out", "100"])
+    again = [*options, "--held_out", "100", "--out", str(tmp_path / "again"), "--start"]
+    with pytest.raises(ValueError, match="trained on other rows"):
+        main([*again, str(tmp_path / "all" / "first")])
+    assert main([*again, str(tmp_path / "fewer" / "first")])
 
 
 def test_style_goes_through_a_learned_prior(tiny):

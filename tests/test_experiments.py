@@ -48,6 +48,20 @@ def test_rows_that_do_not_belong_are_refused(tmp_path):
         finish_rows(tmp_path / "rows.json", {"epochs": 2}, {"a": dict})
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"settings": 1}', "not even JSON"])
+def test_files_of_something_else_are_not_overwritten(content, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="no results of an experiment; name another folder"):
+        finish_rows(path, {}, {"a": dict})
+    assert path.read_text() == content
+    (tmp_path / "other").mkdir()
+    table = tmp_path / "other" / "results.md"
+    table.write_text("mine")
+    with pytest.raises(ValueError, match="is the table of; name another folder"):
+        finish_rows(table.with_suffix(".json"), {}, {"a": dict})
+
+
 def test_a_table_of_numbers_and_words():
     rows = {"VAE": {"ELBO": -1.234, "seconds": 9.6, "active": "3, 2"}}
     assert markdown_rows("model", rows, {"seconds": 0}).splitlines() == [

@@ -26,6 +26,7 @@ from pyro_lvae import (
     ConstrainedELBO,
     DReG,
     FreeBits,
+    HierarchicalVAE,
     ImplicitLikelihoodVAE,
     KLBalanced,
     LadderVAE,
@@ -45,6 +46,7 @@ from pyro_lvae.structures import STRUCTURES as LISTED
 from pyro_lvae.traces import ledger
 from pyro_lvae.words import WordCounts
 
+SKIP = dict(x_dim=12, z_dims=(3, 3, 2), hidden_dims=(8, 8, 8), skip=True)
 NESTED = dict(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
 ESTIMATORS = {
     "Trace_ELBO": Trace_ELBO,
@@ -301,3 +303,13 @@ def test_sizes_are_checked(arguments, message):
 def test_one_number_is_no_list_of_sizes():
     with pytest.raises(TypeError, match="z_dims is 3; expected the sizes of the layers one after another"):
         LadderVAE(12, 3, 8)
+
+
+@pytest.mark.parametrize("structure", [HierarchicalVAE, LadderVAE])
+def test_layers_with_skip_connections_broadcast(structure, x):
+    """One z_3 a datum, and particles of the layers below it."""
+    structure, z = structure(**SKIP).eval(), torch.randn(len(x), 2)
+    conditioned = pyro.poutine.condition(structure.model, {"z3": z})
+    with pyro.plate("particles", 4, dim=-2):
+        trace = pyro.poutine.trace(conditioned).get_trace(x)
+    assert trace.nodes["z1"]["value"].shape == (4, len(x), 3)

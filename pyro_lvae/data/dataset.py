@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -133,12 +134,19 @@ class Dataset:
 
         They are left out of training, and drawn as binary once where batches are drawn anew.
 
+        Labels are hidden afterwards, `few_labels(data.held_out(1000), 100)`, which repeats some rows.
+
         Raises:
-            DataError: no row would be held out, or none left to train on.
+            DataError: no row would be held out, or none left to train on; or labels are hidden already.
         """
         total = len(self.x_train)
-        if not 1 <= count < total:
+        if not isinstance(count, Integral) or not 1 <= count < total:
             raise DataError(f"{self.name}: {count} rows cannot be held out of {total}; give 1 to {total - 1}")
+        if self.y_train is not None and not self.y_train.is_floating_point() and (self.y_train < 0).any():
+            raise DataError(
+                f"{self.name} has hidden labels, -1, and perhaps rows that were repeated; hold rows out first: "
+                f"few_labels(data.held_out({count}), ...)"
+            )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(TEST_SEED))
         held, rest = (rows.sort().values.to(self.x_train.device) for rows in (order[:count], order[count:]))
         x = self.x_train[held]

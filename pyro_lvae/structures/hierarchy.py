@@ -7,11 +7,10 @@ from numbers import Integral
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ..conditionals import Bernoulli, Normal
-from ..nets import MLP, Joint
+from ..nets import MLP, Concat, concatenated
 
 
 class GaussianHierarchy(nn.Module):
@@ -83,7 +82,7 @@ class GaussianHierarchy(nn.Module):
 
     def _given(self, z: list[Tensor]) -> dist.TorchDistribution:
         """p(x|z_L ... z_1), or without `skip` p(x|z_1)."""
-        return self.likelihood(self.decoder(torch.cat(z, -1) if self.skip else z[-1]))
+        return self.likelihood(self.decoder(concatenated(z) if self.skip else z[-1]))
 
     def _seen(self, z: list[Tensor]) -> list[Tensor]:
         """Of z_L ... z_i+1 those that layer i sees."""
@@ -105,7 +104,7 @@ class GaussianHierarchy(nn.Module):
     def _top_down(self) -> nn.ModuleList:
         """Networks of z_i+1, or with `skip` of z_L ... z_i+1, to N(mu_i, sigma^2_i), for i = 1 ... L-1."""
         return nn.ModuleList(
-            self._gaussian(self._dim_from(i + 1), i + 1, self.z_dims[i], Joint if self.skip else nn.Sequential)
+            self._gaussian(self._dim_from(i + 1), i + 1, self.z_dims[i], Concat if self.skip else nn.Sequential)
             for i in range(self.num_layers - 1)
         )
 
@@ -128,8 +127,8 @@ class HierarchicalVAE(GaussianHierarchy):
         q(z_1|x)     = N(mu_q,1(x), sigma^2_q,1(x))
         q(z_i|z_i-1) = N(mu_q,i(z_i-1), sigma^2_q,i(z_i-1)),  i = 2 ... L
 
-    (Rezende et al. 2014; Sonderby et al. 2016, eqs. 8-10.) The guide samples z_1 first and the
-    model z_L first: `TraceMeanField_ELBO` is no bound here and is refused.
+    (Rezende et al. 2014; Sonderby et al. 2016, eqs. 8-10.) `skip` is the model's; the guide stays this chain. It
+    samples z_1 first and the model z_L first: `TraceMeanField_ELBO` is no bound here and is refused.
 
     >>> HierarchicalVAE(x_dim=9, z_dims=(3, 2), hidden_dims=(8, 4)).num_layers
     2

@@ -26,7 +26,8 @@ class LadderVAE(GaussianHierarchy):
         sigma^2_q,i     = 1 / (sigma^_q,i^-2 + sigma_p,i^-2)
         mu_q,i          = (mu^_q,i sigma^_q,i^-2 + mu_p,i sigma_p,i^-2) sigma^2_q,i
 
-    (The paper prints the third line as an equation for sigma_q,i; it is the variance.)
+    (The paper prints the third line as an equation for sigma_q,i; it is the variance.) With `skip` mu_p,i and
+    sigma^2_p,i are functions of z_i+1 ... z_L, and so q(z_i|z_i+1 ... z_L, x).
 
     Args:
         x_dim: size D of the data `[B, D]`.
