@@ -15,7 +15,6 @@ nonlinearity at random phase. Finished parts are kept under --out: a table, JSON
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures
 from pyro_lvae.conditionals import Normal, StudentT
-from pyro_lvae.experiments import parsed, script, write_rows
+from pyro_lvae.experiments import parsed, read_rows, script, write_rows
 from pyro_lvae.results import write_text
 
 CLEAN, CONTAMINATED = "clean", "contaminated"
@@ -175,10 +174,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     path = args.out / "results.json"
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "smoke", "data")}
-    kept = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
-    if kept["settings"] != settings:
-        raise SystemExit(f"{path} holds results of other settings; name another folder with --out")
-    results, data = kept["results"], tables(args)
+    results, data = read_rows(path, settings), tables(args)
     for name, (x, y) in data.items():
         of_data = results.setdefault(name, {CLEAN: {}, CONTAMINATED: {}})
         for kind, fraction in ((CLEAN, 0.0), (CONTAMINATED, args.fraction)):

@@ -39,7 +39,7 @@ from pyro_lvae import (
     fit,
 )
 from pyro_lvae.evaluate import posterior_samples
-from pyro_lvae.experiments import markdown_rows, parsed, script, write_rows
+from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
 from pyro_lvae.plots import save
 from pyro_lvae.results import write_text
 from pyro_lvae.structures.flows import IAF
@@ -154,14 +154,15 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/implicit_models"))
     args = parsed(parser, argv, epochs=2, repeats=100, hidden_dim=8, critic_steps=1)
+    path, settings = args.out / "results.json", {k: v for k, v in vars(args).items() if k != "out"}
+    read_rows(path, settings)  # those of other settings are refused
     started = time.perf_counter()
     of_guides, picture = posteriors(args)
     of_simulator = likelihood_free(args)
     table = markdown_rows("guide", of_guides) + "\n\n" + markdown_rows("inference", of_simulator)
     args.out.mkdir(parents=True, exist_ok=True)
     save({"posteriors": picture}, args.out)
-    settings = {k: v for k, v in vars(args).items() if k != "out"}
-    write_rows(args.out / "results.json", settings, {"posteriors": of_guides, "simulator": of_simulator})
+    write_rows(path, settings, {"posteriors": of_guides, "simulator": of_simulator})
     write_text(args.out / "results.md", table + "\n")
     print(f"{table}\n\n{time.perf_counter() - started:.0f} s")
     return {"posteriors": of_guides, "simulator": of_simulator}
