@@ -62,9 +62,13 @@ class Labelled(ConditionalVAE):
 class Clustered(VaDE):
     """VaDE where the cluster of every datum is known, given or not; where not, it does not count as data."""
 
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.prior.logits.requires_grad_(False)  # of no use where clusters do not count as data
+
     def model(self, x, y=None):
         with poutine.block(hide=["y"] if y is None else []):
-            return super().model(x, torch.arange(len(x)) % len(self.prior.logits) if y is None else y)
+            return super().model(x, torch.arange(len(x), device=x.device) % len(self.prior.logits) if y is None else y)
 
 
 # Every structure, and every option of one, that the conformance suite goes over.
