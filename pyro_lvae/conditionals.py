@@ -190,11 +190,11 @@ class GaussianMixture(nn.Module):
 
 
 class _Mixture(dist.MixtureSameFamily):
+    _before_expansion = None
+
     @property
     def support(self):  # torch's own constraint of mixtures has no bijection, which annealing asks for
         return self.component_distribution.support
-
-    _before_expansion = None
 
     def expand(self, batch_shape, _instance=None):  # as a plate does
         wider = super().expand(batch_shape, _instance)

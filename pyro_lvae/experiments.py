@@ -80,7 +80,7 @@ def finish_rows(
         tell: called with what is found, and with the name of each row that is made.
 
     Raises:
-        ValueError: a name has no maker, or `path` holds rows of other settings.
+        ValueError: a name has no maker, or as for `read_rows`.
     """
     if unknown := [name for name in names or () if name not in makers]:
         raise ValueError(f"there are no rows {unknown}; there are {list(makers)}")

@@ -46,7 +46,6 @@ from pyro_lvae.structures import STRUCTURES as LISTED
 from pyro_lvae.traces import ledger
 from pyro_lvae.words import WordCounts
 
-SKIP = dict(x_dim=12, z_dims=(3, 3, 2), hidden_dims=(8, 8, 8), skip=True)
 NESTED = dict(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
 ESTIMATORS = {
     "Trace_ELBO": Trace_ELBO,
@@ -308,7 +307,7 @@ def test_one_number_is_no_list_of_sizes():
 @pytest.mark.parametrize("structure", [HierarchicalVAE, LadderVAE])
 def test_layers_with_skip_connections_broadcast(structure, x):
     """One z_3 a datum, and particles of the layers below it."""
-    structure, z = structure(**SKIP).eval(), torch.randn(len(x), 2)
+    structure, z = structure(12, (3, 3, 2), (8, 8, 8), skip=True).eval(), torch.randn(len(x), 2)
     conditioned = pyro.poutine.condition(structure.model, {"z3": z})
     with pyro.plate("particles", 4, dim=-2):
         trace = pyro.poutine.trace(conditioned).get_trace(x)
