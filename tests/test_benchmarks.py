@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `pytest` alone does not put the checkout there
 
 from benchmarks.__main__ import main
-from benchmarks.contenders import MODELS
+from benchmarks.contenders import MODELS, Products
 from benchmarks.measure import Contender, Timing, interleave, ratio, repeated, without
 from benchmarks.nodes import speedups
 
@@ -82,6 +82,16 @@ def test_scaling_goes_over_its_points(found):
 def test_likelihood_is_compared_with_the_same_by_hand(found):
     vae = found("likelihood", "--model", "vae", "--images", "1", "--num_samples", "20")["vae"]
     assert set(vae["contenders"]) == {"PyTorch by hand", "pyro_lvae, eager"}
+
+
+def test_products_of_a_step_are_made_again_and_nothing_else():
+    """Four dense layers: one product forwards and two backwards each, but for the gradient of the data."""
+    model, x = MODELS["vae"].plain(), torch.rand(8, 784)
+    found = Products(lambda: model(x).backward())
+    assert len(found.calls) == 11
+    before = [p.grad.clone() for p in model.parameters()]
+    found()
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize(("name", "latents"), [("vae", 1), ("ladder", 5)])
