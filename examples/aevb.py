@@ -29,6 +29,7 @@ from torch import nn
 
 from pyro_lvae import VAE, AnalyticELBO, Dataset, fit, load
 from pyro_lvae.conditionals import Bernoulli, Normal
+from pyro_lvae.evaluate import elbo
 from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import latent_manifold, lines, save
@@ -45,18 +46,18 @@ def vae(data: Dataset, args, z_dim: int | None = None, **options) -> VAE:
     return VAE(data.x_dim, z_dim or args.z_dim, **plain | options)
 
 
-def train(structure: nn.Module, data: Dataset, folder: Path, args, epochs: int, batch_size: int, L: int = 1) -> dict:
+def train(structure: nn.Module, data: Dataset, folder: Path, args, epochs: int, L: int = 1, **options) -> dict:
     """Train, or go on with what is in `folder`; bounds and seconds, epoch by epoch."""
     history = fit(
         structure,
         data,
         AnalyticELBO(num_particles=L),
         epochs=epochs,
-        batch_size=batch_size,
         precision=args.precision,
         out=folder,
         resume=(folder / CHECKPOINT).exists(),
         checkpoint_every=max(1, epochs // 20),
+        **{"batch_size": args.batch_size} | options,
     )
     return {
         "train bound": [m.train_elbo for m in history],
@@ -77,13 +78,13 @@ def manifolds(args, out: Path, settings: dict) -> str:
     def row(name: str, data: str, hidden: int, epochs: int) -> dict:
         rows = load(data, args.root)
         structure = vae(rows, args, z_dim=2, hidden_dim=hidden)
-        found = train(structure, rows, out / name, args, epochs, args.batch_size)
+        found = train(structure, rows, out / name, args, epochs)
         save({name: latent_manifold(structure, rows.x_test, rows.shape)}, out)
         return found
 
     makers = {"data": partial(row, "data", args.data, args.hidden, args.epochs)}
     makers |= {"faces": partial(row, "faces", args.faces, args.face_hidden, args.face_epochs)}
-    settings |= {"epochs": args.epochs, "face_epochs": args.face_epochs}
+    settings = settings | {"epochs": args.epochs, "face_epochs": args.face_epochs}
     return markdown_rows("N_z = 2", at_the_end(finish_rows(out / "results.json", settings, makers, tell=print)))
 
 
@@ -92,8 +93,11 @@ def samples(args, out: Path, settings: dict) -> str:
 
     def row(L: int, batch_size: int) -> dict:
         structure, folder = vae(data, args, hidden_dim=args.face_hidden), out / f"{L}-{batch_size}"
-        curves = train(structure, data, folder, args, args.sweep_epochs, batch_size, L)
-        return at_the_end({"": curves})[""]
+        options = dict(batch_size=batch_size, monitor_size=1)  # the epochs are short, and their ends not looked at
+        seconds = train(structure, data, folder, args, args.sweep_epochs, L, **options)["seconds"][-1]
+        torch.manual_seed(args.seed)  # the same noise for every model
+        bounds = (elbo(structure, x, num_samples=10).mean().item() for x in (data.x_train, data.x_test))
+        return dict(zip(("train bound", "test bound", "seconds"), (*bounds, seconds), strict=True))
 
     makers = {f"L = {L}, M = {M}": partial(row, L, M) for M in args.batch_sizes for L in args.L}
     rows = finish_rows(out / "results.json", settings | {"epochs": args.sweep_epochs}, makers, tell=print)
@@ -117,7 +121,7 @@ def depth(args, out: Path, settings: dict) -> str:
 
     def row(layers: int) -> dict:
         structure = vae(data, args, num_hidden=layers, decoder_num_hidden=1)
-        return train(structure, data, out / str(layers), args, args.epochs, args.batch_size)
+        return train(structure, data, out / str(layers), args, args.epochs)
 
     makers = {str(n): partial(row, n) for n in args.depths}
     rows = finish_rows(out / "results.json", settings | {"epochs": args.epochs}, makers, tell=print)
@@ -129,7 +133,7 @@ def activations(args, out: Path, settings: dict) -> str:
 
     def row(name: str) -> dict:
         structure = vae(data, args, activation=ACTIVATIONS[name])
-        return train(structure, data, out / name, args, args.epochs, args.batch_size)
+        return train(structure, data, out / name, args, args.epochs)
 
     makers = {name: partial(row, name) for name in ACTIVATIONS}
     rows = finish_rows(out / "results.json", settings | {"epochs": args.epochs}, makers, tell=print)

@@ -20,11 +20,22 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
-from pyro_lvae import BidirectionalLadderVAE, ConvLadderVAE, FusedAdam, LadderVAE, linear, load
+from pyro_lvae import (
+    BidirectionalLadderVAE,
+    ConvLadderVAE,
+    FreeBits,
+    FusedAdam,
+    KLBalanced,
+    LadderVAE,
+    SampledELBO,
+    linear,
+    load,
+)
 from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
+ESTIMATORS = {e.__name__: e for e in (SampledELBO, FreeBits, KLBalanced)}
 FIGURES = ("test ELBO", "test log p(x)", "KL", "active units", "parameters", "seconds")
 
 
@@ -47,6 +58,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
         make(),
         data,
         folder,
+        estimator=ESTIMATORS[args.estimator](),
         num_samples=args.num_samples,
         num_images=args.num_images,
         epochs=args.epochs,
@@ -94,6 +106,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all if left out")
+    parser.add_argument(
+        "--estimator",
+        default="SampledELBO",
+        choices=list(ESTIMATORS),
+        help="of training; figures are plain ELBOs",
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--warm_up", type=int, default=10, help="epochs of warm-up, step by step")
     parser.add_argument("--batch_size", type=int, default=128)

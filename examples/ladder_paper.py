@@ -96,9 +96,10 @@ def table(rows: dict[str, dict]) -> str:
         return {k: r[k] for k in BOUNDS} | {
             "KL, z1 upwards": kl,
             "active units": ", ".join(map(str, r["active units"])),
+            "seconds": r["seconds"],
         }
 
-    return markdown_rows("model", {name: cells(r) for name, r in rows.items()})
+    return markdown_rows("model", {name: cells(r) for name, r in rows.items()}, {"seconds": 0})
 
 
 def bounds_by_layers(rows: dict[str, dict]) -> dict[str, dict[str, tuple]]:

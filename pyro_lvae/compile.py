@@ -315,7 +315,8 @@ def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
     """
     saved, cost = 0.33 * seconds * steps, 5.0 + 1.0 * tensors
     times = f"{steps} steps of {1e3 * seconds:.1f} ms are to come: about {saved:.0f} s to save, {cost:.0f} s to compile"
-    return saved > 1.5 * cost, times
+    is_worth_it = saved > 1.5 * cost
+    return is_worth_it, times if is_worth_it else f"{times}, which pays from {1.5 * cost:.0f} s saved on"
 
 
 @contextmanager

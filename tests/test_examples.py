@@ -30,6 +30,13 @@ def test_example_runs(path, tmp_path, monkeypatch, capsys):
         assert list(tmp_path.rglob("*.png"))
 
 
+def test_parts_of_an_experiment_go_on_by_themselves(tmp_path):
+    main = runpy.run_path(str(ROOT / "examples" / "aevb.py"))["main"]
+    options = ["--smoke", "--depths", "1", "--out", str(tmp_path), "--parts"]
+    both = main([*options, "manifolds", "depth"])
+    assert main([*options, "depth"])["depth"] == both["depth"]
+
+
 def test_the_ladder_at_length_with_gated_units(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ladder_finetuned.py", "--smoke", "--gated", "--estimators", "IWAE"])
