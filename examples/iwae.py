@@ -7,9 +7,9 @@
 Burda et al. (2016, table 1 and section 5): the VAE's bound averaged over k draws, and the importance-weighted bound
 of k draws (IWAE); beside them the Renyi bound of order 1/2 (Li & Turner 2016), and the doubly reparameterized
 gradient of IWAE's bound (DReG; Tucker et al. 2019). A stage i of 1 ... 8 has 3^(i-1) epochs at the learning rate
-0.001 * 10^(-(i-1)/7), rounded to 1e-4. Test -log p(x) by importance sampling, and units of each layer whose posterior
-mean varies. With one draw the four bounds are one. Each row has a run folder under --out; stopped or done, the same
-command goes on.
+0.001 * 10^(-(i-1)/7), rounded to 1e-4. On test images: the ELBO, the importance-weighted bound L_k of as many draws as
+in training, -log p(x) by importance sampling, and units of each layer whose posterior mean varies. With one draw the
+four bounds are one. Each row has a run folder under --out; stopped or done, the same command goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, HierarchicalVAE, Renyi, SampledELBO, load
+from pyro_lvae.evaluate import log_likelihood
 from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -46,8 +47,9 @@ def make(layers: int, data: Dataset, args) -> nn.Module:
 def row(bound: str, k: int, layers: int, data: Dataset, args) -> dict:
     """Train one model, or go on with it; its figures."""
     torch.manual_seed(args.seed)
+    structure = make(layers, data, args)
     found = trained(
-        make(layers, data, args),
+        structure,
         data,
         args.out / f"{bound.replace(' 1/2', '')}-{k}-{layers}",
         num_samples=args.num_samples,
@@ -59,9 +61,12 @@ def row(bound: str, k: int, layers: int, data: Dataset, args) -> dict:
         optimizer=partial(FusedAdam, lr=1e-3, eps=1e-4),
         lr_scheduler=partial(LambdaLR, lr_lambda=partial(learning_rate, stages=args.stages)),
     )
+    images = data.x_test if args.num_images is None else data.test_rows(args.num_images)[0]
+    torch.manual_seed(args.seed)  # the same noise for every model
     active = [f"{found.active_units[name]} of {size}" for name, size in found.units.items()]
     return {
         "test ELBO": found.test_elbo,
+        "test L_k": log_likelihood(structure, images, k).mean().item(),
         "-log p(x)": -found.test_log_likelihood,
         "active units": ", ".join(active),
         "seconds": found.seconds,
