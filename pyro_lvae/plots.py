@@ -34,7 +34,7 @@ MAX_POINTS = 2000  # test rows in the scatter plots
 
 
 def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_logarithmic: bool = False) -> Figure:
-    """A panel a title, with a line a label: `{title: {label: (x, y)}}`; `is_logarithmic` is for x.
+    """A panel a title, with a line a label: `{title: {label: (x, y)}}`; `is_logarithmic` is for x, with ticks at its values.
 
     Where y starts far below the rest, as a bound does in the first epochs, the lowest tenth is cut off.
     """
@@ -44,8 +44,13 @@ def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_l
         for label, (x, y) in curves.items():
             ax.plot(x, y, ".-" if len(x) < 12 else "-", label=label)
         _cut_off(ax, [float(v) for _, y in curves.values() for v in y])
-        ax.set(title=title, xlabel=xlabel, xscale="log" if is_logarithmic else "linear")
-        if not is_logarithmic:
+        ax.set(title=title, xlabel=xlabel)
+        if is_logarithmic:
+            ticks = sorted({value for x, _ in curves.values() for value in x})
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            ax.minorticks_off()
+        else:
             ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel(ylabel)
