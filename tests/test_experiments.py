@@ -78,6 +78,15 @@ def test_lines_cut_off_a_start_far_below():
     assert [ax.get_title() for ax in figure.axes] == ["far", "near"]
 
 
+def test_a_logarithmic_axis_has_its_ticks_at_the_values():
+    figure = lines(
+        {"error": {"a": ([2, 5, 20], [3.0, 2.0, 1.0]), "b": ([2, 50], [1.0, 1.0])}}, "size", "", is_logarithmic=True
+    )
+    axis = figure.axes[0].xaxis
+    assert [label.get_text() for label in axis.get_ticklabels()] == ["2", "5", "20", "50"]
+    assert not len(axis.get_ticklocs(minor=True))
+
+
 def test_a_pipe_does_not_break_a_table():
     assert markdown(["p(z|y)"], [["a|b"]]) == "| p(z\\|y) |\n|---|\n| a\\|b |"
 
