@@ -34,9 +34,13 @@ MAX_POINTS = 2000  # test rows in the scatter plots
 
 
 def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_logarithmic: bool = False) -> Figure:
-    """A panel a title, with a line a label: `{title: {label: (x, y)}}`; `is_logarithmic` is for x, with ticks at its values.
+    """A panel a title, with a line a label: `{title: {label: (x, y)}}`.
 
     Where y starts far below the rest, as a bound does in the first epochs, the lowest tenth is cut off.
+
+    Args:
+        panels: titles, and labels with the values of x and y.
+        is_logarithmic: the x axis, with ticks at the values.
     """
     width, height = (6.0, 3.6) if len(panels) == 1 else (3.2 * len(panels), 3.2)
     figure = Figure(figsize=(width, height), layout="constrained")
