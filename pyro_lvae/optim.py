@@ -116,7 +116,10 @@ class FusedAdam(torch.optim.Adam):
             return
         states = [self.state[p] or self._begin(p) for p in params]
         steps = [s["step"] for s in states]
-        torch._foreach_add_(steps, 1)
+        if steps[0].is_cpu:
+            torch._foreach_add_(steps, torch.ones(()), alpha=1)  # a number would become a tensor once a parameter
+        else:
+            torch._foreach_add_(steps, 1)
         torch._fused_adam_(
             params,
             [p.grad for p in params],
