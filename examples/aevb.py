@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_lvae import VAE, AnalyticELBO, Dataset, fit, load
 from pyro_lvae.conditionals import Bernoulli, Normal
@@ -53,6 +54,7 @@ def train(structure: nn.Module, data: Dataset, folder: Path, args, epochs: int, 
         data,
         AnalyticELBO(num_particles=L),
         epochs=epochs,
+        lr_scheduler=partial(ExponentialLR, gamma=args.gamma),
         precision=args.precision,
         out=folder,
         resume=(folder / CHECKPOINT).exists(),
@@ -159,7 +161,7 @@ def heatmaps(ends: dict[str, dict], draws: list[int], batch_sizes: list[int]) ->
 
 def main(argv: list[str] | None = None) -> dict[str, str]:
     args = _arguments(argv)
-    names = ("data", "faces", "z_dim", "hidden", "face_hidden", "batch_size", "precision", "seed")
+    names = ("data", "faces", "z_dim", "hidden", "face_hidden", "batch_size", "gamma", "precision", "seed")
     settings = {k: getattr(args, k) for k in names}
     tables = {}
     for name in args.parts:
@@ -179,6 +181,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--z_dim", type=int, default=10, help="N_z")
     parser.add_argument("--hidden", type=int, default=500, help="units of the hidden layers, for --data")
     parser.add_argument("--face_hidden", type=int, default=200, help="the same for --faces")
+    parser.add_argument("--gamma", type=float, default=1.0, help="factor of the learning rate, an epoch")
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--face_epochs", type=int, default=1000, help="of the manifold of --faces")
