@@ -153,7 +153,7 @@ def by_hand(model: nn.Module, x: Tensor, **options) -> Run:
 
 
 class Products(TorchDispatchMode):
-    """The matrix products and convolutions that a call makes, made again: what its time cannot fall below.
+    """The matrix products and convolutions that a call makes, made again: no call that makes these takes less time.
 
     Attributes:
         calls: each with the tensors of that call.

@@ -30,12 +30,29 @@ class Bernoulli(nn.Module):
         out_dim: number of binary variables D; log-densities are nats per datum, summed over D.
         grey: admit values between 0 and 1, scored by the cross-entropy x log p + (1 - x) log(1 - p), as many
             papers do: the mean log-probability of binary images drawn from x, and no density of grey values.
+        mean: of the training data, a number or `[D]`, where p starts: b = logit(mean), held within .001 and .999, as
+            in the code of Burda et al. (2016). The latents then need not learn it first: a deep model whose steps
+            start with the mean image often codes that alone, in one unit, and stays there.
+
+    Raises:
+        ValueError: the mean is of another size, or leaves [0, 1].
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, grey: bool = False):
+    def __init__(self, in_dim: int, out_dim: int, *, grey: bool = False, mean: float | Tensor | None = None):
         super().__init__()
         self.logits = linear(in_dim, out_dim)
+        if mean is not None:
+            self._start_at(torch.as_tensor(mean, dtype=torch.get_default_dtype()))
         self.grey = grey
+
+    def _start_at(self, mean: Tensor) -> None:
+        if mean.shape not in ((), self.logits.bias.shape) or not ((mean >= 0) & (mean <= 1)).all():
+            raise ValueError(
+                f"mean is {list(mean.shape)} from {mean.min():g} to {mean.max():g}; expected a number or "
+                f"{list(self.logits.bias.shape)}, the mean of each entry of binary data, within [0, 1]"
+            )
+        with torch.no_grad():
+            self.logits.bias.copy_(mean.clamp(1e-3, 1 - 1e-3).logit())
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         return (_Grey if self.grey else dist.Bernoulli)(logits=self.logits(h)).to_event(1)

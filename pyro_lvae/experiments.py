@@ -98,12 +98,16 @@ def finish_rows(
 
 
 def markdown_rows(first: str, rows: Mapping[str, Mapping], digits: Mapping[str, int] | None = None) -> str:
-    """A Markdown table of rows by name, numbers with two digits or as `digits` says; `first` heads the names."""
-    heads = list(next(iter(rows.values())))
+    """A Markdown table of rows by name, numbers with two digits or as `digits` says; `first` heads the names.
+
+    What a row lacks, as one from before a column was there does, is left empty.
+    """
+    heads = list(dict.fromkeys(head for row in rows.values() for head in row))
     places = dict.fromkeys(heads, 2) | dict(digits or {})
 
     def cell(row: dict, head: str) -> str:
-        return row[head] if isinstance(row[head], str) else f"{row[head]:.{places[head]}f}"
+        value = row.get(head, "")
+        return value if isinstance(value, str) else f"{value:.{places[head]}f}"
 
     return markdown([first, *heads], [[name, *(cell(r, h) for h in heads)] for name, r in rows.items()])
 

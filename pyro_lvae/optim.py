@@ -116,8 +116,8 @@ class FusedAdam(torch.optim.Adam):
             return
         states = [self.state[p] or self._begin(p) for p in params]
         steps = [s["step"] for s in states]
-        if steps[0].is_cpu:
-            torch._foreach_add_(steps, torch.ones(()), alpha=1)  # a number would become a tensor once a parameter
+        if steps[0].is_cpu:  # a number would become a tensor once a parameter
+            torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
         else:
             torch._foreach_add_(steps, 1)
         torch._fused_adam_(

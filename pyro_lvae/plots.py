@@ -36,10 +36,12 @@ MAX_POINTS = 2000  # test rows in the scatter plots
 def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_logarithmic: bool = False) -> Figure:
     """A panel a title, with a line a label: `{title: {label: (x, y)}}`.
 
-    Where y starts far below the rest, as a bound does in the first epochs, the lowest tenth is cut off.
+    Over epochs, where y starts far below the rest, as a bound in training does, the lowest tenth is cut off.
 
     Args:
         panels: titles, and labels with the values of x and y.
+        xlabel: of every panel; `"epoch"` for curves of training.
+        ylabel: of the first.
         is_logarithmic: the x axis, with ticks at the values.
     """
     width, height = (6.0, 3.6) if len(panels) == 1 else (3.2 * len(panels), 3.2)
@@ -47,7 +49,8 @@ def lines(panels: dict[str, dict[str, tuple]], xlabel: str, ylabel: str, *, is_l
     for ax, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, (x, y) in curves.items():
             ax.plot(x, y, ".-" if len(x) < 12 else "-", label=label)
-        _cut_off(ax, [float(v) for _, y in curves.values() for v in y])
+        if xlabel == "epoch":
+            _cut_off(ax, [float(v) for _, y in curves.values() for v in y])
         ax.set(title=title, xlabel=xlabel)
         if is_logarithmic:
             ticks = sorted({value for x, _ in curves.values() for value in x})

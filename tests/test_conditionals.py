@@ -91,6 +91,19 @@ def test_grey_values_are_scored_by_their_cross_entropy():
         Bernoulli(3, 4)(h.float()).log_prob(x.float())
 
 
+@pytest.mark.parametrize("mean", [0.25, torch.tensor([0.0, 0.25, 0.5, 1.0])])
+def test_a_bernoulli_starts_at_the_mean_of_the_data(mean):
+    head, h = Bernoulli(3, 4, mean=mean), torch.zeros(2, 3)
+    expected = torch.as_tensor(mean).clamp(0.001, 0.999).expand(2, 4)
+    torch.testing.assert_close(head(h).base_dist.probs, expected)
+
+
+@pytest.mark.parametrize("mean", [1.5, -0.1, float("nan"), torch.full((3,), 0.5)])
+def test_a_mean_of_binary_data_is_checked(mean):
+    with pytest.raises(ValueError, match="mean is .*expected a number or \\[4\\]"):
+        Bernoulli(3, 4, mean=mean)
+
+
 STUDENT_T = {
     "learned": {},
     "one scale an entry": dict(heteroscedastic=False),

@@ -370,6 +370,10 @@ def test_a_conditional_over_pixels_is_the_same_map_at_each_pixel():
     torch.testing.assert_close(p.variance, F.softplus(raw[:, :, 2:]).flatten(2) + 1e-5)
     student = over_pixels(conditionals.StudentT, 5, (2, 3, 4)).double()
     assert student(h).event_shape == student.df.shape == (24,)
+    dark = over_pixels(partial(conditionals.Bernoulli, mean=0.1), 5, (2, 3, 4))
+    torch.testing.assert_close(dark(torch.zeros(5, 3, 4)).base_dist.probs, torch.full((24,), 0.1))
+    with pytest.raises(ValueError, match="the bias .* varies over the pixels"):
+        over_pixels(partial(conditionals.Bernoulli, mean=torch.rand(24)), 5, (2, 3, 4))
 
 
 @pytest.mark.parametrize("options", [dict(), dict(stride=2), dict(size=(7, 9)), dict(kernel=1)])

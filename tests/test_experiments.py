@@ -67,11 +67,15 @@ def test_a_table_of_numbers_and_words():
     assert markdown_rows("model", rows, {"seconds": 0}).splitlines() == [
         *("| model | ELBO | seconds | active |", "|---|---|---|---|", "| VAE | -1.23 | 10 | 3, 2 |"),
     ]
+    with_an_older_one = markdown_rows("model", rows | {"before": {"seconds": 1.0}}, {"seconds": 0})
+    assert with_an_older_one.splitlines()[-1] == "| before |  | 1 |  |"
 
 
 def test_lines_cut_off_a_start_far_below():
     curve = [-500.0, *(-100.0 - 10 / n for n in range(1, 30))]
     figure = lines({"far": {"a": (range(30), curve)}, "near": {"a": ([1, 2], [1.0, 2.0])}}, "epoch", "nats")
+    by_size = lines({"": {"a": (range(30), curve)}}, "latent layers", "nats").axes[0]
+    assert by_size.get_ylim()[0] < -500
     far, near = figure.axes
     assert -120 < far.get_ylim()[0] < -102
     assert near.get_ylim()[0] < 1

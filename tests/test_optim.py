@@ -29,6 +29,15 @@ def test_same_steps_and_state_as_torch():
             torch.testing.assert_close(mine.state_dict()["state"][i][name], value, rtol=0, atol=0)
 
 
+def test_a_default_device_is_not_that_of_the_steps():
+    p = torch.ones(2, requires_grad=True)
+    adam, p.grad = FusedAdam([p]), torch.ones(2)
+    with torch.device("meta"):
+        adam.step()
+    assert adam.state[p]["step"] == 1
+    torch.testing.assert_close(p.detach(), torch.full((2,), 0.999))
+
+
 def test_a_flagged_step_changes_nothing():
     w = torch.nn.Parameter(torch.ones(4))
     optimizer = FusedAdam([w], lr=0.1)

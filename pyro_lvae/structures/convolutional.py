@@ -157,7 +157,7 @@ def over_pixels(conditional: Callable[[int, int], nn.Module], channels: int, sha
         shape: (C, H, W) of what it is a distribution over.
 
     Raises:
-        ValueError: it has no linear layers, or one between other sizes.
+        ValueError: it has no linear layers, or one between other sizes, or one whose bias varies over the pixels.
     """
     made = conditional(channels, math.prod(shape))
     names = [name for name, layer in made.named_modules() if isinstance(layer, nn.Linear)]
@@ -175,6 +175,11 @@ def _pixelwise(layer: nn.Linear, channels: int, shape: Sequence[int]) -> nn.Sequ
         raise ValueError(
             f"a linear layer from {layer.in_features} to {layer.out_features} cannot be a convolution of {channels} "
             f"feature maps over {shape[1]} x {shape[2]} pixels; map features to the parameters by linear layers alone"
+        )
+    if layer.bias is not None and (layer.bias.unflatten(0, (maps, -1)).diff() != 0).any():
+        raise ValueError(
+            "the bias of a linear layer varies over the pixels, which that of a convolution cannot; start from one "
+            "number for all, such as mean=x_train.mean() of a Bernoulli likelihood"
         )
     convolution = Conv(channels, maps, 1, bias=layer.bias is not None)
     for mine, given in zip(convolution.parameters(), layer.parameters(), strict=True):
