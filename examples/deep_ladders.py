@@ -1,4 +1,4 @@
-"""Ladders of five, ten and twelve latent layers: dense, bidirectional, convolutional.
+"""Ladders of five, ten and six latent layers: dense, bidirectional, convolutional.
 
     python examples/deep_ladders.py --root FOLDER        # MNIST
     python examples/deep_ladders.py --smoke              # seconds, on the embedded digits
@@ -122,8 +122,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ladder", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of each layer")
     sizes = [40, 36, 32, 28, 24, 20, 16, 12, 8, 4]
     parser.add_argument("--bidirectional", type=int, nargs="+", default=sizes, help="units of each layer")
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 4, 8], help="latent layers at each resolution")
-    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64], help="maps at each resolution")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2, 2, 1], help="latent ones, each resolution")
+    parser.add_argument("--channels", type=int, nargs="+", default=[8, 16, 32, 32, 32], help="maps, each resolution")
     parser.add_argument("--z_channels", type=int, default=4, help="maps of a latent layer")
     parser.add_argument("--num_samples", type=int, default=200, help="importance samples")
     parser.add_argument("--num_images", type=int, default=500, help="test images for the log-likelihood")
@@ -138,7 +138,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         hidden=16,
         ladder=[4] * 5,
         bidirectional=[3] * 10,
-        channels=[4, 8, 8],
+        channels=[4, 8, 8, 8, 8],
         z_channels=1,
         num_samples=5,
         num_images=20,

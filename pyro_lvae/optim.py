@@ -89,6 +89,8 @@ class FusedAdam(torch.optim.Adam):
             the host from waiting for the gradient's norm.
     """
 
+    found_inf: Tensor | None = None  # of the class, since copies of an optimiser have its state alone
+
     def __init__(
         self,
         params: Iterable[nn.Parameter],
@@ -98,7 +100,6 @@ class FusedAdam(torch.optim.Adam):
         weight_decay: float = 0.0,
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,5 +1,7 @@
 """FusedAdam is torch's Adam; the average of weights is what its formula says."""
 
+import copy
+
 import pytest
 import torch
 
@@ -47,6 +49,16 @@ def test_a_flagged_step_changes_nothing():
         optimizer.step()
         assert torch.equal(w, before) == bool(flag)
     assert optimizer.state[w]["step"] == 2
+
+
+def test_a_copy_goes_on():
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = FusedAdam([w], lr=0.1)
+    for adam in (optimizer, copy.deepcopy(optimizer)):
+        (copied,) = adam.param_groups[0]["params"]
+        copied.grad = torch.ones(4)
+        adam.step()
+        assert adam.state[copied]["step"] == 1
 
 
 def test_closure():

@@ -45,7 +45,8 @@ class ConvLadderVAE(nn.Module):
         x_dim: size D of the data `[B, D]`, images as rows, channel by channel.
         shape: (C, H, W) or (H, W) of the images; left out, one channel and a square.
         layers: number of latent layers at each resolution, the full one first; each further one has half the height
-            and width, rounded up. Their sum is L.
+            and width, rounded up. Their sum is L. Go on until the top layer is small: one that holds all that is to be
+            known of x takes it, and the layers below stay unused (`KLBalanced` wakes them).
         channels: feature maps of both paths at each resolution.
         z_channels: maps of a latent layer.
         likelihood: `(in_dim, x_dim) -> nn.Module` that maps features to a distribution over x by linear layers; they
@@ -67,8 +68,8 @@ class ConvLadderVAE(nn.Module):
         self,
         x_dim: int,
         shape: Sequence[int] | None = None,
-        layers: Sequence[int] = (0, 4, 8),
-        channels: Sequence[int] = (16, 32, 64),
+        layers: Sequence[int] = (0, 1, 2, 2, 1),
+        channels: Sequence[int] = (16, 32, 64, 64, 64),
         z_channels: int = 4,
         *,
         likelihood: Callable[[int, int], nn.Module] = Bernoulli,
