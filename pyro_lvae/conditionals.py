@@ -30,9 +30,9 @@ class Bernoulli(nn.Module):
         out_dim: number of binary variables D; log-densities are nats per datum, summed over D.
         grey: admit values between 0 and 1, scored by the cross-entropy x log p + (1 - x) log(1 - p), as many
             papers do: the mean log-probability of binary images drawn from x, and no density of grey values.
-        mean: of the training data, a number or `[D]`, where p starts: b = logit(mean), held within .001 and .999, as
-            in the code of Burda et al. (2016). The latents then need not learn it first: a deep model whose steps
-            start with the mean image often codes that alone, in one unit, and stays there.
+        mean: of the training data, a number or `[D]`, about where p starts: b = logit(mean), held within .001 and
+            .999, as in the code of Burda et al. (2016). A deep model that starts elsewhere may keep a single active
+            unit in its upper layers for long.
 
     Raises:
         ValueError: the mean is of another size, or leaves [0, 1].

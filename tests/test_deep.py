@@ -372,8 +372,9 @@ def test_a_conditional_over_pixels_is_the_same_map_at_each_pixel():
     assert student(h).event_shape == student.df.shape == (24,)
     dark = over_pixels(partial(conditionals.Bernoulli, mean=0.1), 5, (2, 3, 4))
     torch.testing.assert_close(dark(torch.zeros(5, 3, 4)).base_dist.probs, torch.full((24,), 0.1))
-    with pytest.raises(ValueError, match="the bias .* varies over the pixels"):
-        over_pixels(partial(conditionals.Bernoulli, mean=torch.rand(24)), 5, (2, 3, 4))
+    mean = torch.rand(24)
+    started = over_pixels(partial(conditionals.Bernoulli, mean=mean), 5, (2, 3, 4))(torch.zeros(5, 3, 4))
+    torch.testing.assert_close(started.base_dist.logits.unflatten(0, (2, 12))[:, 0], mean.logit().view(2, 12).mean(1))
 
 
 @pytest.mark.parametrize("options", [dict(), dict(stride=2), dict(size=(7, 9)), dict(kernel=1)])

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from ..conditionals import Bernoulli, Normal, normal, precision_merge
@@ -148,8 +149,8 @@ class ConvLadderVAE(nn.Module):
 def over_pixels(conditional: Callable[[int, int], nn.Module], channels: int, shape: Sequence[int]) -> nn.Module:
     """A conditional over rows `[..., C * H * W]`, given feature maps `[..., channels, H, W]` in place of features.
 
-    Each of its linear layers becomes a 1x1 convolution, the same map at every pixel; what else it has, such as a
-    variance for each entry, stays.
+    Each of its linear layers becomes a 1x1 convolution, the same map at every pixel, whose bias starts at the mean over
+    the pixels; what else it has, such as a variance for each entry, stays.
 
     Args:
         conditional: `(in_dim, out_dim) -> nn.Module` whose linear layers map features to parameters, a number for each
@@ -158,7 +159,7 @@ def over_pixels(conditional: Callable[[int, int], nn.Module], channels: int, sha
         shape: (C, H, W) of what it is a distribution over.
 
     Raises:
-        ValueError: it has no linear layers, or one between other sizes, or one whose bias varies over the pixels.
+        ValueError: it has no linear layers, or one between other sizes.
     """
     made = conditional(channels, math.prod(shape))
     names = [name for name, layer in made.named_modules() if isinstance(layer, nn.Linear)]
@@ -177,14 +178,11 @@ def _pixelwise(layer: nn.Linear, channels: int, shape: Sequence[int]) -> nn.Sequ
             f"a linear layer from {layer.in_features} to {layer.out_features} cannot be a convolution of {channels} "
             f"feature maps over {shape[1]} x {shape[2]} pixels; map features to the parameters by linear layers alone"
         )
-    if layer.bias is not None and (layer.bias.unflatten(0, (maps, -1)).diff() != 0).any():
-        raise ValueError(
-            "the bias of a linear layer varies over the pixels, which that of a convolution cannot; start from one "
-            "number for all, such as mean=x_train.mean() of a Bernoulli likelihood"
-        )
     convolution = Conv(channels, maps, 1, bias=layer.bias is not None)
-    for mine, given in zip(convolution.parameters(), layer.parameters(), strict=True):
-        mine.data = given.data.unflatten(0, (maps, -1))[:, 0].reshape(mine.shape).clone()  # as the first pixel's
+    with torch.no_grad():
+        convolution.weight.copy_(layer.weight.unflatten(0, (maps, -1))[:, 0, :, None, None])  # as the first pixel's
+        if layer.bias is not None:
+            convolution.bias.copy_(layer.bias.unflatten(0, (maps, -1)).mean(1))
     return nn.Sequential(convolution, nn.Flatten(-3))
 
 
