@@ -6,9 +6,10 @@
     python -m benchmarks startup            # imports and --help
     python -m benchmarks nodes              # simulated scaling to many processes
 
-Every repeat times each contender in turn. Reported are medians over the repeats, and medians of the ratios repeat by
-repeat, which mean the same on every machine that is otherwise quiet. Peers: pip install 'pyro-lvae[bench]'; those not
-installed are skipped. Threads: OMP_NUM_THREADS binds torch alone; `taskset -c 0,1` binds every peer.
+Every repeat times each contender in turn, each in a process of its own, at that library's defaults. Reported are
+medians over the repeats, and medians of the ratios repeat by repeat, which mean the same on every machine that is
+otherwise quiet. Peers: pip install 'pyro-lvae[bench]'; those not installed are skipped. Threads: OMP_NUM_THREADS binds
+torch alone; `taskset -c 0,1` binds every peer.
 """
 
 from __future__ import annotations

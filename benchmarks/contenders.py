@@ -18,6 +18,7 @@ from benchmarks.measure import COMPILER, Contender, Run, repeated
 from benchmarks.plain import Plain, PlainLadder, PlainVAE
 from pyro_lvae import VAE, Dataset, FusedAdam, LadderVAE, SampledELBO, fit, for_svi, linear
 from pyro_lvae.loop import Loop
+from pyro_lvae.malloc import kept_memory
 
 ADAM, FUSED = "PyTorch by hand, Adam", "PyTorch by hand, Adam(fused=True)"
 BY_HAND_COMPILED = "PyTorch by hand, torch.compile, Adam"
@@ -129,14 +130,17 @@ def epoch_of(structure: nn.Module, rows: Tensor, batch_size: int, compile: bool)
 
 
 def _insisting(loop: Loop, call: Callable[[], object]) -> Run:
-    """Calls one after another; the loop, which goes on eagerly where it cannot compile, may not."""
+    """Calls one after another, as in training; the loop, which goes on eagerly where it cannot compile, may not."""
     asked, run = loop.compile, repeated(call)
+    memory = kept_memory()
+    memory.__enter__()
 
     def insist(count: int) -> None:
         run(count)
         if asked and loop.compiled is None:
             raise RuntimeError("the step could not be compiled; is there a C++ compiler? --skip compile goes without")
 
+    insist.memory = memory  # is left when nothing runs this contender any more
     return insist
 
 

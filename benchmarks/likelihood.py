@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from torch import Tensor
@@ -38,21 +39,26 @@ def main(args: argparse.Namespace) -> None:
 
 def measure(model: str, args: argparse.Namespace) -> dict:
     """Times of one model with random weights."""
-    x = binary(MORE * args.images)
     calls = without(estimates(model, args.num_samples), args.skip)
-    sizes = (args.images, len(x))
-    contenders = {
-        f"{name}, {size}": Contender(lambda make=make, size=size: _on(make(), x[:size]), size * args.num_samples, needs)
-        for name, (make, needs) in calls.items()
-        for size in sizes
-    }
-    timings, skipped = interleave(contenders, 1, args.repeats)
+    sizes = (args.images, MORE * args.images)
+    table = partial(calls_of, model, args.num_samples, sizes)
+    timings, skipped = interleave(table, 1, args.repeats, args.skip)
     pairs = {n: [timings[f"{n}, {size}"] for size in sizes] for n in calls if f"{n}, {sizes[0]}" in timings}
     rows = as_rows({name: further(*pair) for name, pair in pairs.items()}, [BY_HAND], scale=1e9, unit="ns")
     for name, (small, _) in pairs.items():
         rows[name]["fixed_s"] = args.images * args.num_samples * (median(small.seconds) - 1e-9 * rows[name]["ns"])
     print_table(f"{model}, {sizes[0]} and {sizes[1]} images, {args.num_samples} samples: ns a sample of an image", rows)
     return {"contenders": rows, "skipped": skipped}
+
+
+def calls_of(model: str, num_samples: int, sizes: tuple[int, ...]) -> dict[str, Contender]:
+    """Each estimate on each number of images."""
+    x = binary(max(sizes))
+    return {
+        f"{name}, {size}": Contender(lambda make=make, size=size: _on(make(), x[:size]), size * num_samples, needs)
+        for name, (make, needs) in estimates(model, num_samples).items()
+        for size in sizes
+    }
 
 
 def further(small: Timing, large: Timing) -> Timing:

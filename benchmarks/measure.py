@@ -1,4 +1,4 @@
-"""Contenders timed in turn, their table, and the JSON file."""
+"""Contenders timed in turn, each in a process of its own; their table, and the JSON file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -61,32 +64,87 @@ def without(contenders: dict[str, Contender], words: list[str]) -> dict[str, Con
 
 
 def interleave(
-    contenders: Mapping[str, Contender], steps: float, repeats: int
+    table: Callable[[], Mapping[str, Contender]], steps: float, repeats: int, skip: list[str] | None = None
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Every repeat runs each contender in turn, for about `steps` units; and why some were skipped."""
-    runs, timings, skipped = {}, {}, {}
-    if any(c.needs == COMPILER for c in contenders.values()):
-        _warm_compiler()
-    for name, contender in contenders.items():
-        try:
-            for module in contender.needs:
-                import_module(module)
-        except ImportError as error:
-            skipped[name] = f"not installed: {error}"
-            print(f"skipped {name}: {skipped[name]}", flush=True)
-            continue
-        started = time.perf_counter()
-        runs[name] = contender.make()
-        runs[name](1)
-        timings[name] = Timing(time.perf_counter() - started)
-    for _ in range(repeats):
-        for name, run in runs.items():
-            unit = contenders[name].unit
-            calls = max(1, round(steps / unit))
-            started = time.perf_counter()
-            run(calls)
-            timings[name].seconds.append((time.perf_counter() - started) / (calls * unit))
+    """Every repeat runs each contender in turn, for about `steps` units; and why some were skipped.
+
+    Args:
+        table: makes the contenders, here and in the process of each: a function of a module, or a `partial` of one.
+        steps: units of a contender in a repeat.
+        repeats: how often.
+        skip: words in the names of those left out.
+    """
+    contenders = without(table(), skip or [])
+    skipped = {name: reason for name, c in contenders.items() if (reason := _missing(c))}
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", flush=True)
+    with ExitStack() as stack:
+        running = {n: stack.enter_context(_Process(table, n)) for n in contenders if n not in skipped}
+        timings = {name: Timing(process(1)) for name, process in running.items()}
+        for _ in range(repeats):
+            for name, process in running.items():
+                unit = contenders[name].unit
+                calls = max(1, round(steps / unit))
+                timings[name].seconds.append(process(calls) / (calls * unit))
     return timings, skipped
+
+
+def _missing(contender: Contender) -> str:
+    try:
+        for module in contender.needs:
+            import_module(module)
+    except ImportError as error:
+        return f"not installed: {error}"
+    return ""
+
+
+class _Process:
+    """A contender in a process of its own, so that none has another's memory, threads or settings."""
+
+    def __init__(self, table: Callable[[], Mapping[str, Contender]], name: str):
+        context = get_context("spawn")
+        self.name, (self.end, theirs) = name, context.Pipe()
+        self.process = context.Process(target=_serve, args=(table, name, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._receive()
+
+    def __call__(self, calls: int) -> float:
+        """Seconds of so many calls; of the first, building included."""
+        self.end.send(calls)
+        return self._receive()
+
+    def _receive(self) -> float:
+        try:
+            return self.end.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(f"{self.name!r} failed; what it says stands above") from None
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_) -> None:
+        with suppress(OSError):  # it has failed
+            self.end.send(0)
+            self.process.join(10)
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(table: Callable[[], Mapping[str, Contender]], name: str, end: Connection) -> None:
+    torch.manual_seed(0)
+    contender = table()[name]
+    for module in contender.needs:
+        import_module(module)
+    if contender.needs == COMPILER:
+        _warm_compiler()
+    end.send(0.0)
+    run = None
+    while calls := end.recv():
+        started = time.perf_counter()
+        run = run or contender.make()
+        run(calls)
+        end.send(time.perf_counter() - started)
 
 
 def _warm_compiler() -> None:

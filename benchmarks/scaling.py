@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import pyro
 import torch
@@ -10,7 +11,7 @@ from pyro.infer import RenyiELBO
 from torch import Tensor, nn
 
 from benchmarks.contenders import MODELS, binary, epoch_of, loop, step_of, svi
-from benchmarks.measure import COMPILER, Contender, Run, as_rows, interleave, print_table, repeated, save, without
+from benchmarks.measure import COMPILER, Contender, Run, as_rows, interleave, print_table, repeated, save
 from pyro_lvae import IWAE, LadderVAE, for_svi
 
 Z_DIMS, HIDDEN = (64, 32, 16, 8, 4, 4, 4, 4), (512, 256, 128, 64, 32, 32, 32, 32)
@@ -43,11 +44,10 @@ def main(args: argparse.Namespace) -> None:
 
 def measure(sweep: str, args: argparse.Namespace, steps: int, repeats: int) -> dict:
     """All points of one sweep, interleaved."""
-    chosen = (
-        renyi(5 if args.quick else 50) if sweep == "renyi" else points(sweep, (QUICK if args.quick else POINTS)[sweep])
-    )
-    timings, skipped = interleave(without(chosen, args.skip), steps, repeats)
-    pyro.clear_param_store()
+    table = partial(renyi, 5 if args.quick else 50)
+    if sweep != "renyi":
+        table = partial(points, sweep, (QUICK if args.quick else POINTS)[sweep])
+    timings, skipped = interleave(table, steps, repeats, args.skip)
     rows = as_rows(timings, [next(iter(timings))])
     print_table(TITLES[sweep], rows)
     return {"contenders": rows, "skipped": skipped}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-
-import pyro
+from functools import partial
 
 from benchmarks.contenders import ADAM, FUSED, MODELS, contenders
 from benchmarks.measure import as_rows, interleave, print_table, save, without
@@ -29,8 +28,7 @@ def main(args: argparse.Namespace) -> None:
 def measure(model: str, args: argparse.Namespace) -> dict:
     """Times and memory of one model."""
     chosen = without(contenders(model), args.skip)
-    timings, skipped = interleave(chosen, args.steps, args.repeats)
-    pyro.clear_param_store()
+    timings, skipped = interleave(partial(contenders, model), args.steps, args.repeats, args.skip)
     rows = as_rows(timings, [ADAM, FUSED])
     for name, row in rows.items():
         row["data"] = chosen[name].has_data

@@ -24,6 +24,7 @@ from .checkpoint import CheckpointError, load_checkpoint, put_weights, rng_state
 from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
+from .malloc import kept_memory
 from .monitor import monitored, not_finite
 from .objectives import learned, with_nesting
 from .optim import FusedAdam, WeightAverage, settings_of
@@ -115,6 +116,7 @@ class Loop:
         self.planned, self.callbacks = (epochs * self.data.num_batches(self.batch_size), max_seconds), callbacks
         with ExitStack() as stack:
             stack.enter_context(matmul_precision(self.eager.precision))
+            stack.enter_context(kept_memory())
             for callback in callbacks:
                 callback.on_start(self.epoch, epochs, self.data.num_batches(self.batch_size))
                 stack.callback(callback.on_end)

@@ -19,16 +19,35 @@ from benchmarks.nodes import speedups
 
 
 def test_contenders_are_timed_in_turn_and_missing_peers_skipped(capsys):
-    contenders = {
-        "slow": Contender(lambda: repeated(lambda: time.sleep(0.004))),
-        "fast, two units a call": Contender(lambda: repeated(lambda: time.sleep(0.004)), unit=2),
-        "absent": Contender(lambda: repeated(lambda: None), needs=("no_such_peer",)),
-    }
-    timings, skipped = interleave(contenders, steps=4, repeats=3)
+    timings, skipped = interleave(_sleepers, steps=4, repeats=3, skip=["left"])
     assert [len(t.seconds) for t in timings.values()] == [3, 3]
+    assert timings["slow"].first >= 0.1
     assert 0.2 < ratio(timings["fast, two units a call"], timings["slow"]) < 0.9
     assert "no_such_peer" in skipped["absent"]
     assert "skipped absent" in capsys.readouterr().out
+
+
+def _sleepers():
+    def make():
+        time.sleep(0.1)
+        return repeated(lambda: time.sleep(0.004))
+
+    return {
+        "slow": Contender(make),
+        "fast, two units a call": Contender(make, unit=2),
+        "absent": Contender(make, needs=("no_such_peer",)),
+        "left out": Contender(make),
+    }
+
+
+def _broken():
+    return {"broken": Contender(lambda: 1 / 0)}
+
+
+def test_a_contender_that_fails_is_named(capfd):
+    with pytest.raises(RuntimeError, match="'broken' failed"):
+        interleave(_broken, steps=1, repeats=1)
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_ratio_is_the_median_of_ratios():

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "pyro_lvae"
 ROOMS = [
     *(
         "_version",
+        "malloc",
         "schedules",
         "nets",
         "words",

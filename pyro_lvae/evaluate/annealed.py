@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ..malloc import kept_memory
 from ..traces import Ledger, evaluating, forked_noise, generate, ledger, log_densities
 from .chunks import MEMORY, args_of, check_rows, cost_of
 from .likelihood import refuse_global_sites, refuse_points
@@ -183,6 +184,7 @@ class _Path:
         if self.start not in ("prior", "guide"):
             raise ValueError(f"start is {self.start!r}; expected 'prior' or 'guide'")
 
+    @kept_memory()
     def by_chunk(self, x: Tensor, y: Tensor | None, memory: int, estimate: Callable[[tuple], Any]) -> list:
         """`estimate(arguments)` of as many rows at once as `memory` admits, in evaluation mode."""
         check_annealable(self.structure, *args_of(x, y, slice(0, 1)), start=self.start)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..compile import CompiledFunction, CompileError, pays
+from ..malloc import kept_memory
 from ..traces import Ledger, evaluating, forked_noise, ledger
 from .watched import watched
 
@@ -100,7 +101,7 @@ def chunked(
     """
     if not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number, at least 1")
-    with evaluating(structure):
+    with evaluating(structure), kept_memory():
         rows_at_once, draws = cost_of(structure, x, y).chunk(num_samples, memory)
         if rows_at_once < len(x):  # chunks of one size
             rows_at_once = -(-len(x) // -(-len(x) // rows_at_once))
