@@ -11,6 +11,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pyro
 import torch
@@ -322,15 +323,19 @@ def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
 @contextmanager
 def matmul_precision(precision: str):
     """While a block lasts, torch's float32 matrix products may use TF32, if that is the precision."""
-    if precision != "tf32":  # torch may have been told by settings that it refuses to tell here
+    if precision != "tf32":
         yield
         return
-    before = torch.get_float32_matmul_precision()
+    cuda = torch.backends.cuda.matmul
     try:
-        torch.set_float32_matmul_precision("high")
+        before, tell, tf32 = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, "high"
+    except RuntimeError:  # torch was told by its newer names, and answers to no other
+        before, tell, tf32 = cuda.fp32_precision, partial(setattr, cuda, "fp32_precision"), "tf32"
+    try:
+        tell(tf32)
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        tell(before)
 
 
 @contextmanager

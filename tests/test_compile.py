@@ -43,7 +43,7 @@ from pyro_lvae import (
     log_likelihood,
     predictive_log_likelihood,
 )
-from pyro_lvae.compile import CompiledStep, CompileError, Step, _Replayed, pays
+from pyro_lvae.compile import CompiledStep, CompileError, Step, _Replayed, matmul_precision, pays
 from pyro_lvae.optim import FusedAdam
 from pyro_lvae.traces import evaluating, forked_noise
 
@@ -396,6 +396,21 @@ def test_tf32_is_set_while_training_alone(tiny, monkeypatch):
     fit(VAE(12, 3, 8), tiny, epochs=1, precision="tf32", callbacks=[Watch()])
     assert set(seen) == {"high"}
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_tf32_where_torch_was_told_by_its_newer_names():
+    """After which it refuses to tell by the older what it does."""
+    cuda, other = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = cuda.fp32_precision, other.fp32_precision
+    cuda.fp32_precision, other.fp32_precision = "ieee", "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        with matmul_precision("tf32"):
+            assert cuda.fp32_precision == "tf32"
+        assert cuda.fp32_precision == "ieee"
+    finally:
+        cuda.fp32_precision, other.fp32_precision = before
 
 
 def test_torchs_own_settings_of_tf32_are_left_alone(tiny):
