@@ -25,8 +25,9 @@ _num_inside = 0
 def kept_memory() -> Iterator[None]:
     """While any such block lasts, a GiB of freed memory is kept; the end of the last one gives it back.
 
-    On Linux with glibc; elsewhere, and where the environment tells malloc when to do so (`GLIBC_TUNABLES` or the older
-    `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_`), nothing is changed.
+    On Linux with glibc, of which older versions still give blocks above 32 MiB back at once; elsewhere, and where the
+    environment tells malloc when to do so (`GLIBC_TUNABLES` or the older `MALLOC_TRIM_THRESHOLD_` and
+    `MALLOC_MMAP_THRESHOLD_`), nothing is changed.
     """
     _enter(1)
     try:
@@ -43,7 +44,8 @@ def _enter(by: int) -> None:
         if libc is None or (before > 0 and _num_inside > 0):
             return
         kept = _KEPT if _num_inside > 0 else _AFTERWARDS
-        libc.mallopt(_MMAP_THRESHOLD, kept)
+        if not libc.mallopt(_MMAP_THRESHOLD, kept):  # older versions refuse
+            libc.mallopt(_MMAP_THRESHOLD, _AFTERWARDS)
         libc.mallopt(_TRIM_THRESHOLD, kept if _num_inside > 0 else 2 * kept)
         if _num_inside == 0:
             libc.malloc_trim(0)
