@@ -19,7 +19,7 @@ under --out; stopped or done, the same command goes on from there.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from pyro_lvae import VAE, AnalyticELBO, Dataset, fit, load
 from pyro_lvae.conditionals import Bernoulli, Normal
 from pyro_lvae.evaluate import elbo
-from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, parser_of, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import latent_manifold, lines, save
 from pyro_lvae.results import write_text
@@ -171,13 +171,10 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     return tables
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="small models on the digits")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/aevb", smoke="small models on the digits")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--data", default="mnist")
     parser.add_argument("--faces", default="freyfaces", help="data of the second manifold and of the sweep")
-    parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--z_dim", type=int, default=10, help="N_z")
     parser.add_argument("--hidden", type=int, default=500, help="units of the hidden layers, for --data")
     parser.add_argument("--face_hidden", type=int, default=200, help="the same for --faces")
@@ -190,8 +187,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[20, 60, 100, 140], help="M")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4], help="hidden layers of the encoder")
     parser.add_argument("--batch_size", type=int, default=100, help="of all but the sweep")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/aevb"))
     return parsed(
         parser,
         argv,

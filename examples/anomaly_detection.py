@@ -21,9 +21,8 @@ a table, JSON and histograms of the scores.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -38,7 +37,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures, load
 from pyro_lvae.conditionals import Bernoulli, Normal, StudentT
-from pyro_lvae.experiments import parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.results import write_text
 
 Task = tuple[np.ndarray, np.ndarray, np.ndarray]  # normal rows to train on, to test on; anomalies
@@ -58,7 +57,7 @@ class ReconstructionError(BaseEstimator):
         return -np.square(X - self.pca_.inverse_transform(self.pca_.transform(X))).sum(1)
 
 
-def detectors(args: argparse.Namespace, rows: int, is_image: bool) -> dict[str, BaseEstimator]:
+def detectors(args: Namespace, rows: int, is_image: bool) -> dict[str, BaseEstimator]:
     """What scores normal rows high: each has `fit` and `score_samples`."""
     likelihoods = {"Gaussian": partial(Normal, min_variance=1e-3), "Student-t": partial(StudentT, min_scale=0.03)}
     sizes = dict(z_dims=(6, 2), hidden_dims=(64, 32), num_hidden=1, batch_norm=False)
@@ -90,7 +89,7 @@ def _scaled(detector: BaseEstimator, is_image: bool) -> BaseEstimator:
     return detector if is_image else make_pipeline(StandardScaler(), detector)
 
 
-def tasks(args: argparse.Namespace) -> dict[str, list[Task]]:
+def tasks(args: Namespace) -> dict[str, list[Task]]:
     """{name: one task a split}."""
     x, y = load_breast_cancer(return_X_y=True)
     found = {"breast cancer": [split(x, y == 0, seed) for seed in range(args.splits)]}
@@ -108,7 +107,7 @@ def split(x: np.ndarray, is_anomaly: np.ndarray, seed: int) -> Task:
     return normal[:cut], normal[cut:], x[is_anomaly]
 
 
-def mnist(args: argparse.Namespace, anomaly: int) -> Task:
+def mnist(args: Namespace, anomaly: int) -> Task:
     """The first so many training images of other digits; test images of both kinds."""
     data = load("mnist", args.root, binarize=False)
     odd, odd_test = data.y_train == anomaly, data.y_test == anomaly
@@ -167,7 +166,7 @@ def histograms(results: dict) -> Figure:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     path = args.out / "results.json"
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "smoke", "root", "classes", "digits")}
+    settings = fixed_settings(args, "classes", "digits")
     results = read_rows(path, settings)
     for name, splits in tasks(args).items():
         of_task = results.setdefault(name, {})
@@ -182,9 +181,8 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, on one table")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/anomaly_detection", smoke="a few steps, on one table", data=None)
     parser.add_argument("--root", default=None, help="folder of MNIST; left out, the tables alone")
     parser.add_argument("--classes", type=int, nargs="*", default=[0, 1, 8], help="of the 8x8 digits, left out in turn")
     parser.add_argument("--digits", type=int, nargs="*", default=[0, 1, 8], help="of MNIST, left out in turn")
@@ -194,8 +192,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="of training, on tables")
     parser.add_argument("--image_steps", type=int, default=500, help="of training, on MNIST")
     parser.add_argument("--num_samples", type=int, default=50, help="importance samples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/anomaly_detection"))
     return parsed(parser, argv, classes=[], splits=1, steps=4, num_samples=5)
 
 

@@ -11,10 +11,9 @@ code.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pyro_lvae import AE, VAE, Dataset, FusedAdam, encode, fit, load
 from pyro_lvae.conditionals import Bernoulli, Normal
-from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, markdown, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, lines, save
 from pyro_lvae.results import write_text
@@ -78,7 +77,7 @@ def table(rows: dict[str, dict]) -> str:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root, binarize=False)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "z_dims", "smoke")}
+    settings = fixed_settings(args, "z_dims")
     path = args.out / "results.json"
     rows, shown = read_rows(path, settings), [data.x_test[:10]]
     for z_dim in args.z_dims:
@@ -96,19 +95,14 @@ def main(argv: list[str] | None = None) -> dict:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="an epoch of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/autoencoder", smoke="an epoch of small models on the digits")
     parser.add_argument("--z_dims", type=int, nargs="+", default=[2, 5, 10, 20, 50])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=500)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=1e-6)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"))
     return parsed(parser, argv, data="digits", z_dims=[2, 3], epochs=1, hidden=16)
 
 

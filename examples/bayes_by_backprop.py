@@ -24,8 +24,8 @@ goes on from there.
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -41,7 +41,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_lvae import BayesianWeights, Dataset, FusedAdam, fit, linear, load
 from pyro_lvae.bayes import posteriors, priors
 from pyro_lvae.bayes.noise import Noise
-from pyro_lvae.experiments import parsed, script
+from pyro_lvae.experiments import fixed_settings, parsed, parser_of, script, settle
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_json, write_text
 
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
 # ------------------------------------------------------------------ training
 
 
-def bayesian(classifier: Classifier, args: argparse.Namespace) -> BayesianWeights:
+def bayesian(classifier: Classifier, args: Namespace) -> BayesianWeights:
     """All weights and biases uncertain; the posterior starts narrow, so that the signal is not drowned at first."""
     return BayesianWeights(
         classifier,
@@ -85,7 +85,7 @@ def bayesian(classifier: Classifier, args: argparse.Namespace) -> BayesianWeight
     )
 
 
-def train(structure: nn.Module, data: Dataset, args: argparse.Namespace, folder: Path, **options) -> float:
+def train(structure: nn.Module, data: Dataset, args: Namespace, folder: Path, **options) -> float:
     """Train, or finish what an earlier call began in `folder`; returns the seconds it took, all in all."""
     history = fit(
         structure,
@@ -164,9 +164,8 @@ def table(results: dict) -> str:
 # ------------------------------------------------------------------ the command
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
+def arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/bayes_by_backprop", smoke="two epochs of small models on the digits", data=None)
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL; below 1 the posterior is a cold one")
@@ -180,22 +179,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sigma", type=float, default=0.0036, help="where the posterior's standard deviations begin")
     parser.add_argument("--noise", choices=get_args(Noise), default="local_reparameterization")
     parser.add_argument("--num_draws", type=int, default=50, help="draws of the weights that are averaged")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/bayes_by_backprop"), help="run folder")
     return parsed(parser, argv, epochs=2, warm_up=1, batch_size=32, hidden=16, num_draws=5)
 
 
-def settle(args: argparse.Namespace) -> dict:
-    """The settings, written to the folder; a folder of other settings is refused."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root")}
-    path = args.out / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise SystemExit(f"{args.out} holds a run with other settings; name another folder with --out")
-    write_json(path, settings)
-    return settings
-
-
-def run(args: argparse.Namespace, settings: dict) -> dict:
+def run(args: Namespace, settings: dict) -> dict:
     """Train the Bayesian classifier and the plain one, and compare them."""
     data = pixels(load("digits" if args.smoke else "mnist", args.root, binarize=False))
     torch.manual_seed(args.seed)
@@ -211,7 +198,8 @@ def run(args: argparse.Namespace, settings: dict) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     args = arguments(argv)
-    settings, path = settle(args), args.out / "bayes_by_backprop.json"
+    settings, path = fixed_settings(args) | {"smoke": args.smoke}, args.out / "bayes_by_backprop.json"
+    settle(args.out, settings)
     results = json.loads(path.read_text()) if path.exists() else run(args, settings)
     write_text(path.with_suffix(".md"), table(results) + "\n")
     write_json(path, results)

@@ -1,8 +1,8 @@
 """Full variational Bayes over the weights of a VAE: why a first attempt learns nothing, and what makes it learn.
 
-    python examples/bayesian_decoder.py --root FOLDER                    # MNIST: 1 %, 10 % and all of the images
-    python examples/bayesian_decoder.py --root FOLDER --data freyfaces   # Frey Face
-    python examples/bayesian_decoder.py --smoke                          # seconds, on the embedded digits
+    python examples/bayesian_decoder.py --root FOLDER       # MNIST: 1 %, 10 % and all of the images
+    python examples/bayesian_decoder.py --root FOLDER --data freyfaces --out runs/bayesian_faces    # Frey Face
+    python examples/bayesian_decoder.py --smoke             # seconds, on the embedded digits
 
 One hidden layer of 500 tanh units in encoder and decoder, 10 latent units, batches of 100 (Kingma & Welling 2014). The
 attempt: prior N(0, 1) on every weight, posterior N(mu, sigma^2) with sigma^2 = 1e-3 at first, one draw of the weights
@@ -15,13 +15,11 @@ of which the KL of the weights is not yet taken off. Finished rows are kept unde
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -49,8 +47,8 @@ from pyro_lvae.bayes.posteriors import Delta, MeanField
 from pyro_lvae.bayes.priors import Laplace, Normal
 from pyro_lvae.conditionals import Bernoulli
 from pyro_lvae.conditionals import Normal as NormalLikelihood
-from pyro_lvae.experiments import parsed, script
-from pyro_lvae.results import EpochMetrics, write_json, write_text
+from pyro_lvae.experiments import fixed_settings, parsed, parser_of, read_rows, script, write_rows
+from pyro_lvae.results import EpochMetrics, write_text
 
 WIDE = dict(prior=partial(Normal, scale=1.0), posterior=partial(MeanField, sigma=math.sqrt(1e-3)), noise="shared")
 FITTED = dict(prior=partial(Laplace, over_fan_in=True), posterior=MeanField, noise="local_reparameterization", kl=0.1)
@@ -90,7 +88,7 @@ class Trained:
     bayesian: BayesianWeights | None = None
 
 
-def train(structure: nn.Module, data: Dataset, args: argparse.Namespace, **options) -> list[EpochMetrics]:
+def train(structure: nn.Module, data: Dataset, args: Namespace, **options) -> list[EpochMetrics]:
     """As many steps for every row of the table."""
     epochs = num_epochs(data, args)
     falling = partial(CosineAnnealingLR, T_max=epochs, eta_min=0.01 * args.lr)
@@ -100,11 +98,11 @@ def train(structure: nn.Module, data: Dataset, args: argparse.Namespace, **optio
     )
 
 
-def num_epochs(data: Dataset, args: argparse.Namespace) -> int:
+def num_epochs(data: Dataset, args: Namespace) -> int:
     return max(1, round(args.steps / math.ceil(len(data.x_train) / args.batch_size)))
 
 
-def point_estimate(data: Dataset, args: argparse.Namespace, seed: int = 0) -> Trained:
+def point_estimate(data: Dataset, args: Namespace, seed: int = 0) -> Trained:
     """Maximum likelihood, as every structure of the package is trained."""
     torch.manual_seed(args.seed + seed)
     structure = vae(data, args.hidden, args.z_dim)
@@ -112,13 +110,13 @@ def point_estimate(data: Dataset, args: argparse.Namespace, seed: int = 0) -> Tr
     return Trained([structure], structure, history)
 
 
-def ensemble(data: Dataset, args: argparse.Namespace, members: int = 5) -> Trained:
+def ensemble(data: Dataset, args: Namespace, members: int = 5) -> Trained:
     """Point estimates from several seeds (Lakshminarayanan et al. 2017)."""
     found = [point_estimate(data, args, seed=i) for i in range(members)]
     return Trained([member.point for member in found], None, found[0].history)
 
 
-def weight_averaging(data: Dataset, args: argparse.Namespace) -> Trained:
+def weight_averaging(data: Dataset, args: Namespace) -> Trained:
     """SWAG: the weights of the last half of training at a tenth of the learning rate (Maddox et al. 2019)."""
     torch.manual_seed(args.seed)
     structure, half = vae(data, args.hidden, args.z_dim), num_epochs(data, args) // 2
@@ -129,7 +127,7 @@ def weight_averaging(data: Dataset, args: argparse.Namespace) -> Trained:
     return Trained([swag.draw() for _ in range(args.num_draws)], None, history)
 
 
-def laplace_approximation(data: Dataset, args: argparse.Namespace) -> Trained:
+def laplace_approximation(data: Dataset, args: Namespace) -> Trained:
     """Around the decoder's maximum a posteriori under the fan-in prior, by at most 1,000 rows (MacKay 1992)."""
     torch.manual_seed(args.seed)
     structure = vae(data, args.hidden, args.z_dim)
@@ -141,7 +139,7 @@ def laplace_approximation(data: Dataset, args: argparse.Namespace) -> Trained:
     return _of(bayesian, history, args)
 
 
-def variational(variant: dict, data: Dataset, args: argparse.Namespace) -> Trained:
+def variational(variant: dict, data: Dataset, args: Namespace) -> Trained:
     """A posterior over the weights by the bound of the appendix of Kingma & Welling (2014)."""
     torch.manual_seed(args.seed)
     structure, kl = vae(data, args.hidden, args.z_dim), variant.get("kl", 1.0)
@@ -160,12 +158,12 @@ def variational(variant: dict, data: Dataset, args: argparse.Namespace) -> Train
     return _of(bayesian, history, args)
 
 
-def _of(bayesian: BayesianWeights, history: list[EpochMetrics], args: argparse.Namespace) -> Trained:
+def _of(bayesian: BayesianWeights, history: list[EpochMetrics], args: Namespace) -> Trained:
     draws = [bayesian.draw() for _ in range(args.num_draws)]
     return Trained(draws, bayesian.mean(), history, bayesian)
 
 
-def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
+def run(name: str, data: Dataset, args: Namespace) -> dict:
     """Train one row and measure it; nats per image."""
     make = VARIANTS[name]
     trained = make(data, args) if callable(make) else variational(make, data, args)
@@ -176,7 +174,7 @@ def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
 
 
 @torch.no_grad()
-def measure(trained: Trained, data: Dataset, args: argparse.Namespace) -> dict:
+def measure(trained: Trained, data: Dataset, args: Namespace) -> dict:
     """Figures of training and held-out rows; `None` where a row has no such thing."""
     torch.manual_seed(args.seed + 1)
     x, held_out, draws = data.x_train[: args.num_images], data.x_test[: args.num_images], trained.draws
@@ -198,7 +196,7 @@ def measure(trained: Trained, data: Dataset, args: argparse.Namespace) -> dict:
     return found | {f"pruned_{part}": _bound([prune(trained.bayesian, part)], held_out) for part in PRUNED}
 
 
-def unlike(data: Dataset, args: argparse.Namespace) -> Tensor:
+def unlike(data: Dataset, args: Namespace) -> Tensor:
     """Images that no model was trained on: of another data set, or the held-out ones turned by half a turn."""
     if args.unlike is None:
         return data.x_test.flip(-1)
@@ -263,29 +261,22 @@ VARIANTS: dict[str, Callable | dict] = {
 
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
-    data, out = load(args.data, args.root), Path(args.out or f"runs/bayesian_decoder-{args.data}")
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "fractions", "variants", "smoke")}
-    path = out / "results.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
-    if kept["settings"] != settings:
-        raise SystemExit(f"{path} holds results of other settings; name another folder with --out")
-    results = kept["results"]
+    data, path = load(args.data, args.root), args.out / "results.json"
+    settings = fixed_settings(args, "fractions", "variants")
+    results = read_rows(path, settings)
     for fraction in args.fractions:
         part, done = part_of(data, fraction), results.setdefault(str(fraction), {})
         for name in args.variants or VARIANTS:
             if name not in done:
                 done[name] = run(name, part, args)
-                write_json(path, {"settings": settings, "results": results})
-    write_text(out / "results.md", table(results) + "\n")
+                write_rows(path, settings, results)
+    write_text(args.out / "results.md", table(results) + "\n")
     print(table(results))
     return results
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/bayesian_decoder", smoke="a few steps of small models on the digits")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0], help="of the training rows")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="all if left out")
     parser.add_argument("--steps", type=int, default=2000, help="of training, for each")
@@ -298,8 +289,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=1000, help="of training and held-out rows, for evaluation")
     parser.add_argument("--unlike", default=None, help="data of other images; the held-out ones turned, if left out")
     parser.add_argument("--monitor_size", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=None, help="folder of the results; runs/bayesian_decoder-DATA if left out")
     return parsed(
         parser,
         argv,

@@ -21,14 +21,13 @@ The multiplier finds beta. The scores do not show disentangling: the FactorVAE m
 and constrained form, alike in their bounds, differ in it by 0.17. The training is short and small: 6,480 steps, 256
 hidden units in place of 1200, 46,080 of the 737,280 images (a tenth of them for the test), Adam in place of Adagrad.
 
-Under --out: a run folder each, traversals and reconstructions as PNG, results.json, table.md. Stopped or done, the same
-command goes on from there.
+Under --out: a run folder each, traversals and reconstructions as PNG, results.json, results.md. Stopped or done, the
+same command goes on from there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -56,9 +55,9 @@ from pyro_lvae import (
     mutual_information_gap,
     plots,
 )
-from pyro_lvae.experiments import parsed, script
+from pyro_lvae.experiments import fixed_settings, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
-from pyro_lvae.results import write_json, write_text
+from pyro_lvae.results import write_text
 
 Scores = dict[str, float | None]
 MIN_VARIANCE = 0.01  # units that vary less are dead, and take no part in the FactorVAE metric
@@ -91,7 +90,7 @@ def bars(side: int = 8) -> Dataset:
 # ------------------------------------------------------------------ training
 
 
-def makers(args: argparse.Namespace, data: Dataset, results: dict[str, Scores]) -> dict[str, Callable]:
+def makers(args: Namespace, data: Dataset, results: dict[str, Scores]) -> dict[str, Callable]:
     """{name: () -> (structure, estimator)}, in the order of the table."""
     beta_vae = partial(BetaVAE, z_dim=args.z_dim, hidden_dim=args.hidden_dim)
     factor = partial(FactorVAE, base=beta_vae, gamma=args.gamma, critic_hidden_dim=args.critic_hidden_dim)
@@ -104,19 +103,14 @@ def makers(args: argparse.Namespace, data: Dataset, results: dict[str, Scores]) 
     }
 
 
-def _budget(args: argparse.Namespace, results: dict[str, Scores]) -> float:
+def _budget(args: Namespace, results: dict[str, Scores]) -> float:
     if args.epsilon is None and "beta-VAE" not in results:
         raise SystemExit("the constrained form has the KL of the beta-VAE as its budget: give --epsilon, or name both")
     return results["beta-VAE"]["kl"] if args.epsilon is None else args.epsilon
 
 
-def train(structure: nn.Module, estimator: LedgerELBO, data: Dataset, args: argparse.Namespace, folder: Path) -> Scores:
+def train(structure: nn.Module, estimator: LedgerELBO, data: Dataset, args: Namespace, folder: Path) -> Scores:
     """Train, or finish what an earlier call with the same settings began in `folder`; then score."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "models")}
-    settings |= {k: getattr(estimator, k) for k in ("beta", "epsilon", "size") if hasattr(estimator, k)}
-    if (folder / "settings.json").exists() and json.loads((folder / "settings.json").read_text()) != settings:
-        raise SystemExit(f"{folder} holds a run with other settings; name another folder with --out")
-    write_json(folder / "settings.json", settings)
     history = fit(
         structure,
         data,
@@ -173,8 +167,7 @@ def table(results: dict[str, Scores]) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Scores]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="five epochs of small models on bars")
+    parser = parser_of(__doc__, "runs/beta_vae", smoke="five epochs of small models on bars", data=None)
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--epochs", type=int, default=10)
@@ -186,20 +179,22 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
     parser.add_argument("--gamma", type=float, default=35.0, help="weight of FactorVAE's total correlation")
     parser.add_argument("--critic_hidden_dim", type=int, default=256, help="width of FactorVAE's critic")
     parser.add_argument("--epsilon", type=float, default=None, help="nats; the KL of the beta-VAE if left out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/beta_vae"))
     args = parsed(parser, argv, epochs=5, batch_size=16, z_dim=4, hidden_dim=16, critic_hidden_dim=16)
 
     data = bars() if args.smoke else load("dsprites", args.root)
-    results: dict[str, Scores] = {}
+    path, settings = args.out / "results.json", fixed_settings(args, "models") | {"smoke": args.smoke}
+    results: dict[str, Scores] = read_rows(path, settings)
+    write_rows(path, settings, results)
     for name in args.models:
+        if name in results:
+            continue
         print(name, flush=True)
         torch.manual_seed(args.seed)
         structure, estimator = makers(args, data, results)[name]()
         results[name] = train(structure, estimator, data, args, args.out / name)
         pictures(structure, data, name, args.out)
-        write_text(args.out / "results.json", json.dumps(results, indent=2) + "\n")
-    write_text(args.out / "table.md", table(results) + "\n")
+        write_rows(path, settings, results)
+    write_text(path.with_suffix(".md"), table(results) + "\n")
     print(table(results))
     return results
 

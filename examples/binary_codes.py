@@ -11,15 +11,14 @@ log p(x) of the model itself, without truncation.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pyro_lvae import Dataset, SparseVAE, linear, load, rate_distortion
-from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, markdown_rows, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -67,7 +66,7 @@ def row(name: str, data: Dataset, args) -> tuple[dict, Tensor]:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "smoke")}
+    settings = fixed_settings(args)
     path = args.out / "results.json"
     rows, shown = read_rows(path, settings), [data.x_test[:10]]
     for name in CODES:
@@ -81,11 +80,8 @@ def main(argv: list[str] | None = None) -> dict:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/binary_codes", smoke="two epochs of small models on the digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=5, help="epochs of warm-up")
     parser.add_argument("--batch_size", type=int, default=128)
@@ -93,8 +89,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=400)
     parser.add_argument("--num_samples", type=int, default=500, help="importance samples")
     parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/binary_codes"))
     return parsed(parser, argv, data="digits", epochs=2, warm_up=1, z_dim=4, hidden=16, num_samples=5, num_images=20)
 
 

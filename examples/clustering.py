@@ -16,8 +16,8 @@ instead: no result, but a view of what its objective prefers. Stopped or done, t
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,7 @@ from pyro_lvae import (
     load,
 )
 from pyro_lvae.conditionals import Bernoulli
-from pyro_lvae.experiments import markdown, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, markdown, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import image_grid, pca, save
 from pyro_lvae.results import write_json, write_text
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> dict:
     data = load(args.data, args.root, binarize=False)
     if data.y_train is None or data.y_test is None:
         raise SystemExit(f"{data.name} has no labels to match clusters to")
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "seeds", "smoke")}
+    settings = fixed_settings(args, "seeds")
     path = args.out / "results.json"
     rows = read_rows(path, settings)
     for seed in args.seeds:
@@ -222,11 +222,8 @@ def main(argv: list[str] | None = None) -> dict:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few epochs of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/clustering", smoke="a few epochs of small models on the digits", seed=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--start", default="neighbours", choices=["neighbours", "mixture", "labels"], help="where VaDE's clusters begin"
@@ -246,7 +243,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--step_size", type=int, default=1, help="epochs after which the learning rate falls by a tenth"
     )
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
-    parser.add_argument("--out", type=Path, default=Path("runs/clustering"))
     has_umap = find_spec("umap") is not None
     args = parsed(
         parser,

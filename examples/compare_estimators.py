@@ -14,8 +14,6 @@ Results go into --out: two pictures, a table and JSON. Stopped, the same command
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -23,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyro_lvae import IWAE, AnalyticELBO, DReG, LadderVAE, SampledELBO, compare, fit, linear, load, load_weights, plots
-from pyro_lvae.experiments import parsed, script
+from pyro_lvae.experiments import parsed, parser_of, script, settle
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import read_metrics, write_json, write_text
 
@@ -41,10 +39,7 @@ def train(folder: Path, structure: nn.Module, data, estimator, args, **options):
     """Train, or finish, or read what an earlier call with the same settings left in the folder."""
     settings = {"data": args.data, "seed": args.seed, "structure": str(structure)}
     settings |= {name: str(value) for name, value in options.items()}
-    kept = folder / "settings.json"
-    if kept.exists() and json.loads(kept.read_text()) != settings:
-        raise SystemExit(f"{folder} holds a run with other settings; name another folder with --out")
-    write_json(kept, settings)
+    settle(folder, settings)
     epochs = options.pop("epochs")
     if (folder / CHECKPOINT).exists() and load_weights(structure, folder / CHECKPOINT)["epoch"] >= epochs:
         return read_metrics(folder / "metrics.jsonl")
@@ -98,10 +93,7 @@ def trained_ladder(data, args) -> LadderVAE:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="small models, one epoch, on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+    parser = parser_of(__doc__, "runs/compare_estimators", smoke="small models, one epoch, on the digits")
     parser.add_argument("--sizes", type=int, nargs="+", default=[3, 5, 10, 20, 200], help="latent sizes N_z")
     parser.add_argument("--num_layers", type=int, default=2, choices=(1, 2))
     parser.add_argument("--hidden", type=int, default=500, help="hidden units")
@@ -113,8 +105,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     parser.add_argument("--num_rows", type=int, default=10, help="images of the batch of part 2")
     parser.add_argument("--num_repeats", type=int, default=200, help="draws of each gradient")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_estimators"))
     args = parsed(
         parser,
         argv,

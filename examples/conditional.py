@@ -11,9 +11,8 @@ lower by what a label tells about x.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_lvae import VAE, ConditionalVAE, Dataset, linear, load
-from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, fixed_settings, markdown_rows, parsed, parser_of, script
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -92,7 +91,7 @@ def row(name: str, make, data: Dataset, args) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "smoke")}
+    settings = fixed_settings(args)
     makers = {name: partial(row, name, make, data, args) for name, make in models(data, args).items()}
     rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
     text = markdown_rows("model", rows)
@@ -101,11 +100,8 @@ def main(argv: list[str] | None = None) -> dict:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/conditional", smoke="two epochs of small models on the digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=5, help="epochs of warm-up")
     parser.add_argument("--batch_size", type=int, default=128)
@@ -113,8 +109,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=400)
     parser.add_argument("--num_samples", type=int, default=500, help="importance samples")
     parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/conditional"))
     return parsed(parser, argv, data="digits", epochs=2, warm_up=1, z_dim=2, hidden=16, num_samples=5, num_images=20)
 
 

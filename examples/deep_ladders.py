@@ -11,7 +11,7 @@ reconstructions and the KL of every layer. Stopped or done, the same command goe
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from pyro_lvae import (
     linear,
     load,
 )
-from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, fixed_settings, markdown, markdown_rows, parsed, parser_of, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
@@ -89,7 +89,7 @@ def tables(rows: dict[str, dict]) -> str:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "smoke")}
+    settings = fixed_settings(args, "rows")
     makers = {
         name: partial(row, make, data, args.out / name.split(",")[0], args)
         for name, make in rows_of(data, args).items()
@@ -100,11 +100,8 @@ def main(argv: list[str] | None = None) -> dict:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/deep_ladders", smoke="two epochs of small models on the digits")
     parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all if left out")
     parser.add_argument(
         "--estimator",
@@ -127,8 +124,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--z_channels", type=int, default=4, help="maps of a latent layer")
     parser.add_argument("--num_samples", type=int, default=200, help="importance samples")
     parser.add_argument("--num_images", type=int, default=500, help="test images for the log-likelihood")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/deep_ladders"))
     return parsed(
         parser,
         argv,

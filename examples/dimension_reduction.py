@@ -14,10 +14,9 @@ nonlinearity at random phase. Finished parts are kept under --out: a table, JSON
 
 from __future__ import annotations
 
-import argparse
 import warnings
+from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pyro_lvae import LadderVAE, LatentFeatures
 from pyro_lvae.conditionals import Normal, StudentT
-from pyro_lvae.experiments import parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.results import write_text
 
 CLEAN, CONTAMINATED = "clean", "contaminated"
@@ -61,7 +60,7 @@ def oscillators(rows: int, length: int = 24, seed: int = 0) -> tuple[np.ndarray,
     return windows.reshape(rows, -1), labels
 
 
-def tables(args: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def tables(args: Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name: rows and labels}."""
     data = {
         "breast cancer": load_breast_cancer(return_X_y=True),
@@ -71,7 +70,7 @@ def tables(args: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return {name: data[name] for name in args.data}
 
 
-def reducers(args: argparse.Namespace, rows: int) -> dict[str, BaseEstimator]:
+def reducers(args: Namespace, rows: int) -> dict[str, BaseEstimator]:
     """The methods, each with as many features; the ladder's are shared out to its two layers."""
     top = args.features // 4
     sizes = dict(z_dims=(args.features - top, top), hidden_dims=(64, 32), num_hidden=1, batch_norm=False)
@@ -156,7 +155,7 @@ def bars(results: dict) -> Figure:
     return figure
 
 
-def scatter(data: dict, args: argparse.Namespace) -> Figure:
+def scatter(data: dict, args: Namespace) -> Figure:
     """First two principal components of the features of all rows, coloured by class."""
     names = list(reducers(args, 100))
     figure = Figure(figsize=(2.1 * len(names), 2.2 * len(data)), layout="constrained")
@@ -173,7 +172,7 @@ def scatter(data: dict, args: argparse.Namespace) -> Figure:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     path = args.out / "results.json"
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "smoke", "data")}
+    settings = fixed_settings(args, "data")
     results, data = read_rows(path, settings), tables(args)
     for name, (x, y) in data.items():
         of_data = results.setdefault(name, {CLEAN: {}, CONTAMINATED: {}})
@@ -190,9 +189,8 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, on a few oscillators")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/dimension_reduction", smoke="a few steps, on a few oscillators", data=None)
     parser.add_argument("--data", nargs="+", default=["breast cancer", "wine", "oscillators"])
     parser.add_argument("--windows", type=int, default=900, help="of the oscillators")
     parser.add_argument("--features", type=int, default=8)
@@ -202,8 +200,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--num_samples", type=int, default=300, help="importance samples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/dimension_reduction"))
     return parsed(parser, argv, data=["oscillators"], windows=60, features=4, folds=2, steps=4, num_samples=5)
 
 

@@ -16,11 +16,10 @@ Under --out: results.md, results.json, draws as PNG. Everything is trained anew 
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
+from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -39,7 +38,7 @@ from pyro_lvae import (
     fit,
 )
 from pyro_lvae.evaluate import posterior_samples
-from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, markdown_rows, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.plots import save
 from pyro_lvae.results import write_text
 from pyro_lvae.structures.flows import IAF
@@ -65,7 +64,7 @@ class Squares(nn.Module):
         return (log_joint.logsumexp(-1) + math.log(z[1] - z[0])).sum(-1)
 
 
-def posteriors(args: argparse.Namespace) -> tuple[dict[str, dict], Figure]:
+def posteriors(args: Namespace) -> tuple[dict[str, dict], Figure]:
     """Gap and modes of each guide, and their draws for x = (2, 2)."""
     torch.manual_seed(args.seed)
     ends = torch.tensor([1.0, 2.0])
@@ -101,7 +100,7 @@ def scatter(draws: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def trained(structure: nn.Module, data: Dataset, args: argparse.Namespace) -> nn.Module:
+def trained(structure: nn.Module, data: Dataset, args: Namespace) -> nn.Module:
     fit(
         structure,
         data,
@@ -121,7 +120,7 @@ def simulator(z: Tensor) -> Tensor:
     return z @ WEIGHT.T + NOISE * torch.randn(*z.shape[:-1], len(WEIGHT))
 
 
-def likelihood_free(args: argparse.Namespace) -> dict[str, dict]:
+def likelihood_free(args: Namespace) -> dict[str, dict]:
     """Errors of the posterior that is found without p(x|z)."""
     torch.manual_seed(args.seed)
     x = simulator(torch.randn(4 * args.repeats + 400, 2))
@@ -143,18 +142,15 @@ def likelihood_free(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two short epochs")
+    parser = parser_of(__doc__, "runs/implicit_models", smoke="two short epochs", data=None)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=500, help="rows of each of four x")
     parser.add_argument("--hidden_dim", type=int, default=64)
     parser.add_argument("--sigma", type=float, default=1.0, help="noise of the squares")
     parser.add_argument("--critic_steps", type=int, default=5)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/implicit_models"))
     args = parsed(parser, argv, epochs=2, repeats=100, hidden_dim=8, critic_steps=1)
-    path, settings = args.out / "results.json", {k: v for k, v in vars(args).items() if k != "out"}
+    path, settings = args.out / "results.json", fixed_settings(args)
     read_rows(path, settings)  # those of other settings are refused
     started = time.perf_counter()
     of_guides, picture = posteriors(args)

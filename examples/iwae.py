@@ -15,10 +15,9 @@ stopped or done, the same command goes on.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -27,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, HierarchicalVAE, Renyi, SampledELBO, load
 from pyro_lvae.conditionals import Bernoulli
 from pyro_lvae.evaluate import log_likelihood
-from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, parser_of, script
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
 
@@ -95,11 +94,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one epoch of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/iwae", smoke="one epoch of small models on the digits")
     parser.add_argument("--bounds", nargs="+", default=list(BOUNDS), choices=list(BOUNDS))
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 5, 50], help="k")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2], choices=(1, 2))
@@ -113,8 +109,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples of log p(x)")
     parser.add_argument("--num_images", type=int, default=None, help="test images for log p(x); all if left out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/iwae"))
     return parsed(
         parser,
         argv,

@@ -15,7 +15,7 @@ widths, and are widened to --hidden_dims.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, DReG, FusedAdam, LadderVAE, VampPrior, linear, load, load_weights
 from pyro_lvae.checkpoint import load_checkpoint
-from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, fixed_settings, markdown, markdown_rows, parsed, parser_of, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     for name, estimator in estimators.items():
         folder = args.out / name.replace(", IW = ", "-")
         makers[f"{ladder}, fine-tuned by {name}"] = partial(fine_tuned, estimator, data, start, folder, args)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "estimators", "particles", "smoke")}
+    settings = fixed_settings(args, "estimators", "particles")
     rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
     published = markdown(["published", "log p(x)"], [[name, f"{value:.2f}"] for name, value in PUBLISHED.items()])
     table = markdown_rows("model", rows, {"epochs": 0, "seconds": 0}) + "\n\n" + published
@@ -157,11 +157,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/ladder_finetuned", smoke="small models on the digits")
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=list(ESTIMATORS))
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 10], help="importance samples of fine-tuning")
     parser.add_argument("--z_dims", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of z1 upwards")
@@ -191,8 +188,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--held_out", type=int, default=0, help="so many training images in place of the test images, to choose by"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder_finetuned"))
     args = parsed(
         parser,
         argv,

@@ -20,8 +20,8 @@ log p(x) image by image, and results.md. Stopped or done, the same command goes 
 
 from __future__ import annotations
 
-import argparse
 import math
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
 from pyro_lvae import IWAE, Dataset, FusedAdam, LadderVAE, VampPrior, linear, load, load_weights, log_likelihood
-from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, markdown_rows, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -97,7 +97,7 @@ def train(member: str, structure: nn.Module, data: Dataset, args) -> None:
 def settings_of(member: str, args) -> dict:
     """What the log p(x) of a member depends on."""
     if not args.runs:
-        return {k: v for k, v in vars(args).items() if k not in ("out", "root", "members", "runs", "smoke")}
+        return fixed_settings(args, "members", "runs")
     run = args.runs[args.members.index(member)]
     return {"run": run} | {k: getattr(args, k) for k in ("data", "num_samples", "num_images", "pseudo_inputs")}
 
@@ -167,11 +167,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two small ladders on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/ladder_mixture", smoke="two small ladders on the digits", seed=None)
     parser.add_argument("--members", nargs="+", default=["gated:0", "gated:1", "leaky:0", "vamp:0"], help="DESIGN:SEED")
     parser.add_argument("--runs", nargs="+", default=None, help="finished run folders, one a member")
     parser.add_argument("--z_dims", type=int, nargs="+", default=[64, 32, 16, 8, 4], help="units of z1 upwards")
@@ -190,7 +187,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fine_gamma", type=float, default=0.95, help="factor of the learning rate, an epoch")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples of each ladder's log p(x)")
     parser.add_argument("--num_images", type=int, default=10_000, help="test images for log p(x), spread over the set")
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder_mixture"))
     args = parsed(
         parser,
         argv,

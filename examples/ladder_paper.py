@@ -15,8 +15,8 @@ on from there.
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import nn
 
 from pyro_lvae import Callback, Dataset, FusedAdam, HierarchicalVAE, LadderVAE, ProgressBar, kl_per_unit, linear, load
 from pyro_lvae.conditionals import Bernoulli, Normal
-from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, fixed_settings, markdown_rows, parsed, parser_of, script
 from pyro_lvae.plots import lines, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -121,7 +121,7 @@ def active_over_training(out: Path, layers: int) -> dict[str, dict[str, tuple]]:
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "layers", "variants", "smoke")}
+    settings = fixed_settings(args, "layers", "variants")
     makers: dict[str, Callable[[], dict]] = {
         f"{v}, L = {n}": partial(row, v, n, data, args) for n in args.layers for v in args.variants
     }
@@ -136,11 +136,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/ladder_paper", smoke="two epochs of small models on the digits")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=range(1, 6))
     parser.add_argument("--z_dims", type=int, nargs=5, default=[64, 32, 16, 8, 4], help="units of z1 to z5")
@@ -153,8 +150,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"], help="of training")
     parser.add_argument("--num_samples", type=int, default=5000, help="importance samples")
     parser.add_argument("--num_images", type=int, default=None, help="test rows for log p(x); all if left out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder_paper"))
     return parsed(
         parser,
         argv,

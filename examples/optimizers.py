@@ -11,16 +11,15 @@ corrects both averages for their start.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import Adagrad, RMSprop
 
 from pyro_lvae import VAE, Dataset, FusedAdam, NonFiniteLoss, fit, load
-from pyro_lvae.experiments import finish_rows, markdown, parsed, script
+from pyro_lvae.experiments import finish_rows, fixed_settings, markdown, parsed, parser_of, script
 from pyro_lvae.loop import CHECKPOINT
 from pyro_lvae.plots import lines, save
 from pyro_lvae.results import write_text
@@ -72,7 +71,7 @@ def best(rows: dict[str, dict]) -> dict[str, dict]:
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "lrs", "smoke")}
+    settings = fixed_settings(args, "lrs")
     makers = {f"{name}, {lr:g}": partial(row, name, lr, data, args) for name in OPTIMIZERS for lr in args.lrs}
     rows = finish_rows(args.out / "results.json", settings, makers, tell=print)
     panels = {
@@ -85,18 +84,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of a small VAE on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/optimizers", smoke="two epochs of a small VAE on the digits")
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-2, 1e-3, 1e-4], help="learning rates")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--z_dim", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/optimizers"))
     return parsed(parser, argv, data="digits", epochs=2, z_dim=3, hidden=16)
 
 

@@ -11,7 +11,7 @@ from there.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from pyro_lvae import (
     load,
     reconstruct,
 )
-from pyro_lvae.experiments import finish_rows, markdown_rows, parsed, script
+from pyro_lvae.experiments import finish_rows, fixed_settings, markdown_rows, parsed, parser_of, script
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import FIGURES, trained
@@ -113,7 +113,7 @@ def row(make: Callable[[], nn.Module], data, folder: Path, args) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "smoke")}
+    settings = fixed_settings(args, "rows")
     makers = {
         name: partial(row, make, data, args.out / name.replace(" ", "_").replace(",", ""), args)
         for name, make in rows_of(data.x_dim, args).items()
@@ -125,11 +125,8 @@ def main(argv: list[str] | None = None) -> dict:
     return rows
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two epochs of small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/priors_and_posteriors", smoke="two epochs of small models on the digits")
     parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all if left out")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=5, help="epochs of warm-up, step by step")
@@ -143,8 +140,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.2, help="share of pixels drawn anew (at first)")
     parser.add_argument("--num_samples", type=int, default=500, help="importance samples")
     parser.add_argument("--num_images", type=int, default=1000, help="test images for the log-likelihood")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/priors_and_posteriors"))
     return parsed(
         parser,
         argv,

@@ -12,7 +12,7 @@ folder with report.html, and stopped ones go on.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from pyro_lvae import (
     sample_prior,
 )
 from pyro_lvae.conditionals import Normal
-from pyro_lvae.experiments import markdown_rows, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, markdown_rows, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.plots import image_grid, save
 from pyro_lvae.results import write_text
 from pyro_lvae.runs import trained
@@ -118,7 +118,7 @@ def rows_of(data: Dataset, codes: Callable[[], Dataset], args) -> dict[str, Call
 def main(argv: list[str] | None = None) -> dict:
     args = _arguments(argv)
     data = load(args.data, args.root)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "rows", "splits", "smoke")}
+    settings = fixed_settings(args, "rows", "splits")
     path, kept = args.out / "results.json", {}
 
     def codes() -> Dataset:
@@ -145,12 +145,9 @@ def _with_mean(found: dict[str, float]) -> dict[str, float]:
     return found | {"mean": mean(values), "standard deviation": stdev(values) if len(values) > 1 else 0.0}
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> Namespace:
     names = ["classifier", "M1+M2", "ADGM", "SDGM"]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="small models on the digits")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--root", default=None, help="folder of the data")
+    parser = parser_of(__doc__, "runs/semi_supervised", smoke="small models on the digits", seed=None)
     parser.add_argument("--rows", nargs="+", default=names, choices=names)
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds of the splits")
     parser.add_argument("--labels", type=int, default=100)
@@ -165,7 +162,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=200)
     parser.add_argument("--num_samples", type=int, default=100, help="importance samples of the reports")
     parser.add_argument("--num_images", type=int, default=200, help="test rows for them")
-    parser.add_argument("--out", type=Path, default=Path("runs/semi_supervised"))
     return parsed(
         parser,
         argv,

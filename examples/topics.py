@@ -16,11 +16,10 @@ and not computed again.
 
 from __future__ import annotations
 
-import argparse
 import copy
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -45,7 +44,7 @@ from pyro_lvae import (
     plots,
     topics,
 )
-from pyro_lvae.experiments import parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import fixed_settings, parsed, parser_of, read_rows, script, write_rows
 from pyro_lvae.results import EpochMetrics, write_text
 
 NVDM_OPTIONS = dict(
@@ -108,7 +107,7 @@ def planted(num_documents: int = 300) -> Dataset:
     return Dataset("planted", x[: num_documents // 2], x[num_documents // 2 :], vocabulary=vocabulary)
 
 
-def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
+def run(name: str, data: Dataset, args: Namespace) -> dict:
     """Train one model and measure it; its curves go into the folder of the results."""
     options, epochs = MODELS[name], args.epochs or MODELS[name]["epochs"]
     part, warm_up = held_out(data), round(options["warm_up"] * epochs)
@@ -136,7 +135,7 @@ def run(name: str, data: Dataset, args: argparse.Namespace) -> dict:
     return found
 
 
-def measure(structure: nn.Module, part: Dataset, data: Dataset, args: argparse.Namespace) -> dict:
+def measure(structure: nn.Module, part: Dataset, data: Dataset, args: Namespace) -> dict:
     """Perplexities, coherence, topics and nearest words."""
     torch.manual_seed(args.seed + 1)
     words, some = data.vocabulary, data.x_test[: args.num_documents]
@@ -207,7 +206,7 @@ def report(results: dict[str, dict]) -> str:
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     args = _arguments(argv)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "root", "models")}
+    settings = fixed_settings(args, "models") | {"smoke": args.smoke}
     path = args.out / "results.json"
     results = read_rows(path, settings)
     for name in args.models or MODELS:
@@ -222,17 +221,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return results
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few epochs of small models on planted topics")
+def _arguments(argv: list[str] | None) -> Namespace:
+    parser = parser_of(__doc__, "runs/topics", smoke="a few epochs of small models on planted topics", data=None)
     parser.add_argument("--root", default=None, help="folder of the data")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), help="all if left out")
     parser.add_argument("--epochs", type=int, default=None, help="of each; as in MODELS if left out")
     parser.add_argument("--z_dim", type=int, default=None, help="K of each; as in MODELS if left out")
     parser.add_argument("--num_samples", type=int, default=500, help="importance samples")
     parser.add_argument("--num_documents", type=int, default=1000, help="test documents for them")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/topics"), help="folder of the results")
     return parsed(parser, argv, epochs=5, z_dim=3, num_samples=5, num_documents=20)
 
 

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .checkpoint import CheckpointError
 from .results import write_json
+
+
+def parser_of(doc: str, out: str, smoke: str, data: str | None = "mnist", seed: int | None = 0) -> ArgumentParser:
+    """A parser of what experiments share: --smoke, --data and --root, --seed, --out.
+
+    Args:
+        doc: what it tells before the options.
+        out: folder of the results.
+        smoke: what --smoke does.
+        data: name of the data; there is neither --data nor --root if None.
+        seed: there is no --seed if None.
+    """
+    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help=smoke)
+    if data is not None:
+        parser.add_argument("--data", default=data)
+        parser.add_argument("--root", default=None, help="folder of the data")
+    if seed is not None:
+        parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results")
+    return parser
 
 
 def parsed(parser: ArgumentParser, argv: Sequence[str] | None, **smoke) -> Namespace:
@@ -21,6 +42,11 @@ def parsed(parser: ArgumentParser, argv: Sequence[str] | None, **smoke) -> Names
         parser.set_defaults(**smoke)
         args = parser.parse_args(argv)
     return args
+
+
+def fixed_settings(args: Namespace, *free: str) -> dict:
+    """The options that rows depend on: all but --out, --root, --smoke and those that are `free`."""
+    return {k: v for k, v in vars(args).items() if k not in ("out", "root", "smoke", *free)}
 
 
 def script(main: Callable[[], object]) -> None:
@@ -51,10 +77,22 @@ def read_rows(path: Path, settings: dict) -> dict[str, dict]:
         there = dict(kept["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no results of an experiment; name another folder") from error
+    _refuse_others(path, there, settings)
+    return kept["results"]
+
+
+def settle(folder: Path, settings: dict) -> None:
+    """Leave the settings of a run in its folder; a folder of other settings is refused, a ValueError."""
+    path = folder / "settings.json"
+    if path.exists():
+        _refuse_others(path, json.loads(path.read_text(encoding="utf-8")), settings)
+    write_json(path, settings)
+
+
+def _refuse_others(path: Path, there: dict, settings: dict) -> None:
     changed = {k: (there.get(k), settings.get(k)) for k in {**there, **settings} if settings.get(k) != there.get(k)}
     if changed:
         raise ValueError(f"{path} holds results of other settings (there, here): {changed}; name another folder")
-    return kept["results"]
 
 
 def write_rows(path: Path, settings: dict, rows: dict[str, dict]) -> None:

@@ -1,11 +1,22 @@
 """Rows of an experiment are made once, kept, and tabled."""
 
-import argparse
+import json
 from pathlib import Path
 
 import pytest
 
-from pyro_lvae.experiments import finish_rows, markdown, markdown_rows, parsed, read_rows, script, write_rows
+from pyro_lvae.experiments import (
+    finish_rows,
+    fixed_settings,
+    markdown,
+    markdown_rows,
+    parsed,
+    parser_of,
+    read_rows,
+    script,
+    settle,
+    write_rows,
+)
 from pyro_lvae.plots import lines
 
 
@@ -96,11 +107,9 @@ def test_a_pipe_does_not_break_a_table():
 
 
 def _options(*argv):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--smoke", action="store_true")
+    parser = parser_of("What it does.", "runs/e", smoke="seconds", data=None, seed=None)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 4])
-    parser.add_argument("--out", type=Path, default=Path("runs/e"))
     return parsed(parser, argv, epochs=2, sizes=[3])
 
 
@@ -109,6 +118,20 @@ def test_smoke_changes_what_was_not_given():
     assert vars(_options("--smoke")) == dict(smoke=True, epochs=2, sizes=[3], out=Path("runs/e-smoke"))
     given = _options("--smoke", "--epochs", "50", "--out", "there")
     assert vars(given) == dict(smoke=True, epochs=50, sizes=[3], out=Path("there"))
+
+
+def test_rows_do_not_depend_on_where_they_are_kept():
+    args = parsed(parser_of("", "runs/e", smoke="seconds"), ["--seed", "3", "--root", "there"])
+    assert fixed_settings(args) == {"data": "mnist", "seed": 3}
+    assert fixed_settings(args, "data") == {"seed": 3}
+
+
+def test_a_folder_keeps_the_settings_of_its_run(tmp_path):
+    settle(tmp_path / "run", {"epochs": 1})
+    settle(tmp_path / "run", {"epochs": 1})
+    with pytest.raises(ValueError, match=r"settings.json.* \{'epochs': \(1, 2\)\}; name another folder"):
+        settle(tmp_path / "run", {"epochs": 2})
+    assert json.loads((tmp_path / "run" / "settings.json").read_text()) == {"epochs": 1}
 
 
 def test_a_script_says_what_is_wrong_in_a_sentence(monkeypatch, capsys):
