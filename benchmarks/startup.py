@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.measure import Contender, as_rows, interleave, print_table, repeated, save, without
+from benchmarks.measure import Contender, as_rows, interleave, print_table, repeated, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    timings, _ = interleave(contenders, 1, args.repeats, args.skip)
+    rows = as_rows(timings, ["import torch"], scale=1, unit="s")
+    print_table("start of a process", rows)
+    save(args.out, "startup", {"commands": rows}, repeats=args.repeats)
+
+
+def contenders() -> dict[str, Contender]:
+    """The commands."""
     script = Path(sys.executable).with_name("pyro-lvae")
     command = [str(script)] if script.exists() else [sys.executable, "-m", "pyro_lvae"]
     python = [sys.executable, "-c"]
@@ -25,11 +33,7 @@ def main(args: argparse.Namespace) -> None:
         "pyro-lvae --help": [*command, "--help"],
         "python": [*python, "pass"],
     }
-    contenders = {name: Contender(lambda c=c: repeated(lambda: _start(c))) for name, c in commands.items()}
-    timings, _ = interleave(without(contenders, args.skip), 1, args.repeats)
-    rows = as_rows(timings, ["import torch"], scale=1, unit="s")
-    print_table("start of a process", rows)
-    save(args.out, "startup", {"commands": rows}, repeats=args.repeats)
+    return {name: Contender(lambda c=c: repeated(lambda: _start(c))) for name, c in commands.items()}
 
 
 def _start(command: list[str]) -> None:

@@ -137,7 +137,8 @@ STRUCTURES = {
 
 def _bayesian(make):
     structure = make()
-    uses_weights_twice = isinstance(structure, VampPrior | ImplicitPosteriorVAE)  # which allows no noise a datum
+    # which allows no noise a datum; of the last a classifier, for rows with a label
+    uses_weights_twice = isinstance(structure, VampPrior | ImplicitPosteriorVAE | SemiSupervisedVAE)
     return BayesianWeights(structure, noise="shared" if uses_weights_twice else "local_reparameterization")
 
 
