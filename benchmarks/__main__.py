@@ -1,10 +1,11 @@
-"""Timing protocols of this library beside its peers, on the CPU.
+"""Timing protocols of this library beside its peers.
 
     python -m benchmarks step               # a training step: by hand, Pyro, NumPyro, pythae; memory
     python -m benchmarks scaling --quick    # against layers, particles, batch size, rows
     python -m benchmarks likelihood         # importance-sampled log p(x)
     python -m benchmarks startup            # imports and --help
     python -m benchmarks nodes              # simulated scaling to many processes
+    python -m benchmarks step --device cuda # on a GPU; likewise scaling and likelihood
 
 Every repeat times each contender in turn, each in a process of its own, at that library's defaults. Reported are
 medians over the repeats, and medians of the ratios repeat by repeat, which mean the same on every machine that is

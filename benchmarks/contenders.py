@@ -23,7 +23,9 @@ from pyro_lvae.malloc import kept_memory
 ADAM, FUSED = "PyTorch by hand, Adam", "PyTorch by hand, Adam(fused=True)"
 BY_HAND_COMPILED = "PyTorch by hand, torch.compile, Adam"
 BY_HAND_COMPILED_FUSED = "PyTorch by hand, torch.compile, Adam(fused=True)"
+BY_HAND_REPLAYED = "PyTorch by hand, torch.compile(mode='reduce-overhead'), Adam(fused=True)"
 EAGER, COMPILED = "pyro_lvae, eager", "pyro_lvae, compiled"
+SVI_DEFAULTS = "Pyro SVI, defaults"
 PRODUCTS = "its matrix products alone"
 
 
@@ -57,19 +59,25 @@ def contenders(name: str) -> dict[str, Contender]:
     x, rows = binary(model.batch_size), model.epoch()
     steps = len(rows) // model.batch_size
     epoch = dict(unit=steps, has_data=True)
-    peer = dict(needs=("benchmarks.in_numpyro",))
+    peer = dict(needs=("benchmarks.in_numpyro",), only="cpu")
     found = {
         EAGER: Contender(lambda: step_of(loop(model.ours(), x, compile=False), x)),
         COMPILED: Contender(lambda: step_of(loop(model.ours(), x, compile=True), x), needs=COMPILER),
         f"{COMPILED}, bfloat16": Contender(
             lambda: step_of(loop(model.ours(), x, compile=True, precision="bfloat16"), x), needs=COMPILER
         ),
+        f"{COMPILED}, tf32": Contender(lambda: _in_tf32(model, x), needs=COMPILER, only="cuda"),
         PRODUCTS: Contender(lambda: repeated(Products(lambda: model.plain()(x).backward()))),
         ADAM: Contender(lambda: by_hand(model.plain(), x)),
         FUSED: Contender(lambda: by_hand(model.plain(), x, fused=True)),
         BY_HAND_COMPILED: Contender(lambda: by_hand(torch.compile(model.plain()), x), needs=COMPILER),
         BY_HAND_COMPILED_FUSED: Contender(lambda: by_hand(torch.compile(model.plain()), x, fused=True), needs=COMPILER),
-        "Pyro SVI, defaults": Contender(lambda: svi(model.ours(), Trace_ELBO(), x)),
+        BY_HAND_REPLAYED: Contender(
+            lambda: by_hand(torch.compile(model.plain(), mode="reduce-overhead"), x, fused=True),
+            needs=COMPILER,
+            only="cuda",
+        ),
+        SVI_DEFAULTS: Contender(lambda: svi(model.ours(), Trace_ELBO(), x)),
         "Pyro, tuned": Contender(lambda: tuned(model.ours(), x)),
         "NumPyro, jitted step": Contender(lambda: _numpyro().step(name, x.numpy()), **peer),
         f"{EAGER}, epoch of fit": Contender(lambda: epoch_of(model.ours(), rows, model.batch_size, False), **epoch),
@@ -82,7 +90,9 @@ def contenders(name: str) -> dict[str, Contender]:
     }
     if name == "vae":
         needs = ("benchmarks.in_pythae",)
-        found["pythae, epoch of its trainer"] = Contender(lambda: _pythae(rows, model), needs=needs, **epoch)
+        found["pythae, epoch of its trainer"] = Contender(
+            lambda: _pythae(rows, model), needs=needs, only="cpu", **epoch
+        )
     return found
 
 
@@ -142,6 +152,11 @@ def _insisting(loop: Loop, call: Callable[[], object]) -> Run:
 
     insist.memory = memory  # is left when nothing runs this contender any more
     return insist
+
+
+def _in_tf32(model: Model, x: Tensor) -> Run:
+    torch.set_float32_matmul_precision("high")  # as `fit` does
+    return step_of(loop(model.ours(), x, compile=True, precision="tf32"), x)
 
 
 def by_hand(model: nn.Module, x: Tensor, **options) -> Run:

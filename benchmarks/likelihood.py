@@ -17,7 +17,8 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.contenders import MODELS, binary
-from benchmarks.measure import COMPILER, Contender, Timing, as_rows, interleave, print_table, repeated, save, without
+from benchmarks.measure import COMPILER, Contender, Timing, add_device, interleave, repeated, without
+from benchmarks.tables import as_rows, print_table, save
 from pyro_lvae import log_likelihood
 
 BY_HAND = "PyTorch by hand"
@@ -29,12 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--num_samples", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=7)
+    add_device(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     results = {model: measure(model, args) for model in args.model}
     settings = {name: getattr(args, name) for name in ("images", "num_samples", "repeats")}
-    save(args.out, "likelihood", results, **settings)
+    save(args.out, "likelihood", results, args.device, **settings)
 
 
 def measure(model: str, args: argparse.Namespace) -> dict:
@@ -42,7 +44,7 @@ def measure(model: str, args: argparse.Namespace) -> dict:
     calls = without(estimates(model, args.num_samples), args.skip)
     sizes = (args.images, MORE * args.images)
     table = partial(calls_of, model, args.num_samples, sizes)
-    timings, skipped = interleave(table, 1, args.repeats, args.skip)
+    timings, skipped = interleave(table, 1, args.repeats, args.skip, args.device)
     pairs = {n: [timings[f"{n}, {size}"] for size in sizes] for n in calls if f"{n}, {sizes[0]}" in timings}
     rows = as_rows({name: further(*pair) for name, pair in pairs.items()}, [BY_HAND], scale=1e9, unit="ns")
     for name, (small, _) in pairs.items():

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.measure import print_table, save
+from benchmarks.tables import print_table, save
 from pyro_lvae import FusedAdam, LadderVAE, SampledELBO
 from pyro_lvae.compile import Step
 

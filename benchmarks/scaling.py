@@ -11,7 +11,8 @@ from pyro.infer import RenyiELBO
 from torch import Tensor, nn
 
 from benchmarks.contenders import MODELS, binary, epoch_of, loop, step_of, svi
-from benchmarks.measure import COMPILER, Contender, Run, as_rows, interleave, print_table, repeated, save
+from benchmarks.measure import COMPILER, Contender, Run, add_device, interleave, repeated
+from benchmarks.tables import as_rows, print_table, save
 from pyro_lvae import IWAE, LadderVAE, for_svi
 
 Z_DIMS, HIDDEN = (64, 32, 16, 8, 4, 4, 4, 4), (512, 256, 128, 64, 32, 32, 32, 32)
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweeps", choices=list(TITLES), nargs="*", default=list(TITLES))
     parser.add_argument("--steps", type=int, help="of each contender in a repeat (5; quick: 1)")
     parser.add_argument("--repeats", type=int, help="(7; quick: 2)")
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="two points each, K=5 for 50, few repeats")
 
 
@@ -39,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     steps, repeats = args.steps or (1 if args.quick else 5), args.repeats or (2 if args.quick else 7)
     for sweep in args.sweeps:
         found = measure(sweep, args, steps, repeats)
-        save(args.out, f"scaling_{sweep}", found, steps=steps, repeats=repeats, quick=args.quick)
+        save(args.out, f"scaling_{sweep}", found, args.device, steps=steps, repeats=repeats, quick=args.quick)
 
 
 def measure(sweep: str, args: argparse.Namespace, steps: int, repeats: int) -> dict:
@@ -47,7 +49,7 @@ def measure(sweep: str, args: argparse.Namespace, steps: int, repeats: int) -> d
     table = partial(renyi, 5 if args.quick else 50)
     if sweep != "renyi":
         table = partial(points, sweep, (QUICK if args.quick else POINTS)[sweep])
-    timings, skipped = interleave(table, steps, repeats, args.skip)
+    timings, skipped = interleave(table, steps, repeats, args.skip, args.device)
     rows = as_rows(timings, [next(iter(timings))])
     print_table(TITLES[sweep], rows)
     return {"contenders": rows, "skipped": skipped}

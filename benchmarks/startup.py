@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.measure import Contender, as_rows, interleave, print_table, repeated, save
+from benchmarks.measure import Contender, interleave, repeated
+from benchmarks.tables import as_rows, print_table, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `pytest` alone does not pu
 
 from benchmarks.__main__ import main
 from benchmarks.contenders import MODELS, Products
-from benchmarks.measure import Contender, Timing, interleave, ratio, repeated, without
+from benchmarks.measure import Contender, Timing, interleave, repeated, without
 from benchmarks.nodes import speedups
+from benchmarks.tables import as_rows, ratio
 
 
 def test_contenders_are_timed_in_turn_and_missing_peers_skipped(capsys):
@@ -48,6 +49,36 @@ def test_a_contender_that_fails_is_named(capfd):
     with pytest.raises(RuntimeError, match="'broken' failed"):
         interleave(_broken, steps=1, repeats=1)
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def _placed():
+    kind = torch.zeros(1).device.type
+
+    def call():
+        assert torch.zeros(1).device.type == "cpu"
+
+    def make():
+        assert torch.zeros(1).device.type == kind == "meta"
+        return repeated(call)
+
+    return {"any": Contender(make), "by its kind": Contender(make, only="meta"), "other": Contender(make, only="cpu")}
+
+
+def test_contenders_are_built_on_the_device_and_called_as_users_do():
+    timings, skipped = interleave(_placed, steps=1, repeats=1, device="meta")
+    assert set(timings) == {"any", "by its kind"}
+    assert skipped == {"other": "for cpu alone"}
+
+
+def test_time_in_kernels_stands_beside_the_step():
+    timings = {"a": Timing(1.0, [0.004, 0.002, 0.003], kernels=0.001)}
+    assert as_rows(timings, [])["a"] == {"ms": 3.0, "ms_best": 2.0, "kernels": 1.0, "first_call_s": 1.0}
+
+
+def test_a_device_that_there_is_not_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["step", "--device", "cuda:77"])
+    assert "device is 'cuda:77' and cannot be used" in capsys.readouterr().err
 
 
 def test_ratio_is_the_median_of_ratios():
