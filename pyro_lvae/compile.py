@@ -19,6 +19,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .annealing import anneal, subsample
+from .kernels import decompositions, with_products
 from .objectives import backward, learned
 from .traces import AutocastMessenger, forked_noise
 
@@ -245,7 +246,8 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
 
     try:
         with forked_noise(inputs[0].device), pyro.validation_enabled(False):
-            graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            table = decompositions(inputs[0].device)
+            graph = make_fx(run, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         raise CompileError(
             f"{what} cannot be traced: {_first_line(error)}. What compiles never asks a tensor for its value (.item(), "
@@ -253,9 +255,10 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
             "for TraceMeanField_ELBO AnalyticELBO)"
         ) from error
     try:
-        with torch.no_grad(), _cached(), warnings.catch_warnings():
+        graph = with_products(graph)
+        with torch.no_grad(), _cached() as fake, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of parts of its own
-            return inductor(graph, inputs, options=_OPTIONS)
+            return inductor(graph, [fake.from_tensor(t, static_shapes=True) for t in inputs], options=_OPTIONS)
     except Exception as error:
         raise CompileError(
             f"torch's inductor could not compile {what}: {_first_line(error)}. On the CPU it needs a C++ compiler "
@@ -360,13 +363,17 @@ def _swapped(module: nn.Module, tensors: dict[str, Tensor]):
 
 @contextmanager
 def _cached():
-    """Lets inductor keep its results on disk, as `torch.compile` does: the same step then compiles in seconds."""
+    """Lets inductor keep its results on disk, as `torch.compile` does: the same step then compiles in seconds.
+
+    Yields the mode for fake tensors to compile for; of real ones inductor takes sizes for symbols there.
+    """
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-        yield
+    fake = FakeTensorMode(shape_env=ShapeEnv())
+    with tracing(TracingContext(fake)):
+        yield fake
 
 
 def _shapes(args: tuple) -> list:

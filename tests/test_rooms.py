@@ -30,6 +30,7 @@ ROOMS = [
     ),
     *(
         "optim",
+        "kernels",
         "compile",
         "distributed",
         "svi",
