@@ -19,7 +19,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .annealing import anneal, subsample
-from .kernels import decompositions, with_products
+from .kernels import decompositions, lean
 from .objectives import backward, learned
 from .traces import AutocastMessenger, forked_noise
 
@@ -255,7 +255,7 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
             "for TraceMeanField_ELBO AnalyticELBO)"
         ) from error
     try:
-        graph = with_products(graph)
+        graph = lean(graph)
         with torch.no_grad(), _cached() as fake, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of parts of its own
             return inductor(graph, [fake.from_tensor(t, static_shapes=True) for t in inputs], options=_OPTIONS)
