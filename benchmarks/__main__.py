@@ -5,7 +5,8 @@
     python -m benchmarks likelihood         # importance-sampled log p(x)
     python -m benchmarks startup            # imports and --help
     python -m benchmarks nodes              # simulated scaling to many processes
-    python -m benchmarks step --device cuda # on a GPU; likewise scaling and likelihood
+    python -m benchmarks precision          # what bfloat16 and TF32 do to the ELBO
+    python -m benchmarks step --device cuda # on a GPU; likewise scaling, likelihood, precision
 
 Every repeat times each contender in turn, each in a process of its own, at that library's defaults. Reported are
 medians over the repeats, and medians of the ratios repeat by repeat, which mean the same on every machine that is
@@ -24,7 +25,7 @@ from unittest.mock import patch
 
 import torch
 
-COMMANDS = ("step", "scaling", "likelihood", "startup", "nodes")
+COMMANDS = ("step", "scaling", "likelihood", "startup", "nodes", "precision")
 RESULTS = Path(__file__).parent / "results"
 
 

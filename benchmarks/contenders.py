@@ -67,7 +67,7 @@ def contenders(name: str) -> dict[str, Contender]:
             lambda: step_of(loop(model.ours(), x, compile=True, precision="bfloat16"), x), needs=COMPILER
         ),
         f"{COMPILED}, tf32": Contender(lambda: _in_tf32(model, x), needs=COMPILER, only="cuda"),
-        PRODUCTS: Contender(lambda: repeated(Products(lambda: model.plain()(x).backward()))),
+        PRODUCTS: Contender(lambda: keeping(repeated(Products(lambda: model.plain()(x).backward())))),
         ADAM: Contender(lambda: by_hand(model.plain(), x)),
         FUSED: Contender(lambda: by_hand(model.plain(), x, fused=True)),
         BY_HAND_COMPILED: Contender(lambda: by_hand(torch.compile(model.plain()), x), needs=COMPILER),
@@ -142,16 +142,21 @@ def epoch_of(structure: nn.Module, rows: Tensor, batch_size: int, compile: bool)
 def _insisting(loop: Loop, call: Callable[[], object]) -> Run:
     """Calls one after another, as in training; the loop, which goes on eagerly where it cannot compile, may not."""
     asked, run = loop.compile, repeated(call)
-    memory = kept_memory()
-    memory.__enter__()
 
     def insist(count: int) -> None:
         run(count)
         if asked and loop.compiled is None:
             raise RuntimeError("the step could not be compiled; is there a C++ compiler? --skip compile goes without")
 
-    insist.memory = memory  # is left when nothing runs this contender any more
-    return insist
+    return keeping(insist)
+
+
+def keeping(run: Run) -> Run:
+    """The same calls, between which freed memory is kept, as `fit` keeps it, until nothing runs them any more."""
+    memory = kept_memory()
+    memory.__enter__()
+    run.memory = memory
+    return run
 
 
 def _in_tf32(model: Model, x: Tensor) -> Run:

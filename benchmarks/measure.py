@@ -85,7 +85,7 @@ def interleave(
     skip: list[str] | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Every repeat runs each contender in turn, for about `steps` units; and why some were skipped.
+    """Every repeat runs each contender in turn, once untimed, then for about `steps` units; and why some were skipped.
 
     Args:
         table: makes the contenders, here and in the process of each: a function of a module, or a `partial` of one.
@@ -105,6 +105,7 @@ def interleave(
             for name, process in running.items():
                 unit = contenders[name].unit
                 calls = max(1, round(steps / unit))
+                process(1)  # the first after another's turn takes longer, which no training does
                 timings[name].seconds.append(process(calls) / (calls * unit))
         if torch.device(device).type == "cuda":
             for name, process in running.items():

@@ -16,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.contenders import MODELS, Products
 from benchmarks.measure import Contender, Timing, interleave, repeated, without
 from benchmarks.nodes import speedups
+from benchmarks.precision import ImitatedTF32, rounded
 from benchmarks.tables import as_rows, ratio
 
 
@@ -145,6 +146,29 @@ def test_products_of_a_step_are_made_again_and_nothing_else():
     assert [name for name, _ in again.made] == [str(call.func) for call in found.calls]
     forwards = {((8, d), (d, e)) for d, e in ((784, 400), (400, 40), (20, 400), (400, 784))}
     assert {shapes for _, shapes in again.made} > forwards
+
+
+def test_tf32_is_imitated_in_every_product_of_a_step():
+    """As if the factors had been rounded by hand, forwards and backwards; other arithmetic is untouched."""
+    x, w, b = torch.randn(8, 5), torch.randn(5, 3, requires_grad=True), torch.randn(3)
+    with ImitatedTF32():
+        y = torch.addmm(b, x, w)
+        (found,) = torch.autograd.grad(y.exp().sum(), w)
+    torch.testing.assert_close(y, b + rounded(x) @ rounded(w))
+    torch.testing.assert_close(found, rounded(x).t() @ rounded(y.exp()))
+    error = (rounded(x) / x - 1).abs()
+    assert 2**-13 < error.max() <= 2**-11
+    with ImitatedTF32():
+        assert torch.equal(x.double() @ w.double(), x.double() @ w.double())
+
+
+@pytest.mark.slow
+def test_precision_is_measured_and_kept(tmp_path):
+    few = ("--data", "digits", "--epochs", "1", "--seeds", "0", "--images", "9", "--num_samples", "9")
+    main(["precision", *few, "--out", str(tmp_path)])
+    runs = json.loads((tmp_path / "precision.json").read_text())["runs"]
+    assert list(runs) == [f"{p}, seed 0" for p in ("float32", "tf32", "bfloat16")]
+    assert -60 < runs["float32, seed 0"]["test ELBO"] < 0
 
 
 class Calls(TorchDispatchMode):
