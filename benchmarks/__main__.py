@@ -8,10 +8,10 @@
     python -m benchmarks precision          # what bfloat16 and TF32 do to the ELBO
     python -m benchmarks step --device cuda # on a GPU; likewise scaling, likelihood, precision
 
-Every repeat times each contender in turn, each in a process of its own, at that library's defaults. Reported are
-medians over the repeats, and medians of the ratios repeat by repeat, which mean the same on every machine that is
-otherwise quiet. Peers: pip install 'pyro-lvae[bench]'; those not installed are skipped. Threads: OMP_NUM_THREADS binds
-torch alone; `taskset -c 0,1` binds every peer.
+Every repeat times each contender in turn, after a call that is not timed, each in a process of its own, at that
+library's defaults. Reported are medians over the repeats, and medians of the ratios repeat by repeat, which mean the
+same on every machine that is otherwise quiet. Peers: pip install 'pyro-lvae[bench]'; those not installed are skipped.
+Threads: OMP_NUM_THREADS binds torch alone; `taskset -c 0,1` binds every peer.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def by_hand(model: nn.Module, x: Tensor, **options) -> Run:
 
 
 class Products(TorchDispatchMode):
-    """The matrix products and convolutions that a call makes, made again: no call that makes these takes less time.
+    """The matrix products and convolutions that a call makes, made again by torch, one after another.
 
     Attributes:
         calls: each with the tensors of that call.

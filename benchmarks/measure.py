@@ -105,7 +105,7 @@ def interleave(
             for name, process in running.items():
                 unit = contenders[name].unit
                 calls = max(1, round(steps / unit))
-                process(1)  # the first after another's turn takes longer, which no training does
+                process(1)  # caches are cold after another's turn, as they are not in training
                 timings[name].seconds.append(process(calls) / (calls * unit))
         if torch.device(device).type == "cuda":
             for name, process in running.items():

@@ -1,7 +1,7 @@
 """What the precision of matrix products does to a five-layer ladder: test ELBO and log p(x) after the same epochs.
 
-On CUDA TF32 is the device's; on a CPU, which has none, it is imitated: the factors of every product are rounded to
-TF32's 10 bits of mantissa and multiplied in float32, forwards and backwards, which is what tensor cores compute.
+On CUDA TF32 is the device's; on a CPU, which has none, it is imitated: the factors of every product, forwards and
+backwards, are rounded to nearest with TF32's 10 bits of mantissa, and multiplied in float32.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure(data: Dataset, precision: str, seed: int, args: argparse.Namespace) 
             epochs=args.epochs,
             batch_size=256,
             precision="float32" if is_imitated else precision,
-            compile=False if is_imitated else "auto",
+            compile=False if is_imitated else "auto",  # a compiled step would hide its products
             device=args.device,
         )
     ladder.eval()

@@ -1,8 +1,8 @@
 """The loss and gradient of one batch: run eagerly, or traced once through Pyro and run as one compiled graph.
 
 Pyro's handlers run in Python at every step, and what they arrange is the same each time. Here that arrangement is
-traced once, forward and backward, down to tensor operations, and the graph is compiled by torch's inductor: no handler,
-no autograd and no module is entered again.
+traced once, forward and backward, down to tensor operations, and the graph, with the kernels of `kernels.py`, is
+compiled by torch's inductor: no handler, no autograd and no module is entered again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .annealing import anneal, subsample
-from .kernels import decompositions, lean
+from .kernels import decompositions, with_products
 from .objectives import backward, learned
 from .traces import AutocastMessenger, forked_noise
 
@@ -248,6 +248,7 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
         with forked_noise(inputs[0].device), pyro.validation_enabled(False):
             table = decompositions(inputs[0].device)
             graph = make_fx(run, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            graph = with_products(graph)
     except Exception as error:
         raise CompileError(
             f"{what} cannot be traced: {_first_line(error)}. What compiles never asks a tensor for its value (.item(), "
@@ -255,7 +256,6 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
             "for TraceMeanField_ELBO AnalyticELBO)"
         ) from error
     try:
-        graph = lean(graph)
         with torch.no_grad(), _cached() as fake, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of parts of its own
             return inductor(graph, [fake.from_tensor(t, static_shapes=True) for t in inputs], options=_OPTIONS)

@@ -74,7 +74,7 @@ def traced_only(monkeypatch):
     """Runs the traced graph as it is: what is checked then is the tracing, without a minute of C++ compilation.
 
     Its kernels are the eager ones, since Adam's first steps magnify rounding a million times, where a gradient is zero
-    but for it; `test_kernels.py` has the others.
+    but for it; `test_kernels.py` has one step of every structure with the others.
     """
     import torch._inductor
 

@@ -1,19 +1,30 @@
 """Which kernels a traced graph runs on a CPU: the same values, to float rounding."""
 
 import copy
+import shutil
 
 import pytest
 import torch
+import torch._inductor.config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from pyro_lvae import IWAE, VAE, LadderVAE, SampledELBO, kernels, log_likelihood
+import pyro_lvae.compile
+from pyro_lvae import IWAE, VAE, LadderVAE, SampledELBO, kernels, ledger, log_likelihood
 from pyro_lvae.compile import CompiledStep, Step
-from pyro_lvae.kernels import decompositions, lean, log1p
+from pyro_lvae.kernels import decompositions, log1p, with_products
+from pyro_lvae.traces import evaluating, forked_noise
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+
+def latents(structure, x):
+    """Names of the latent sites."""
+    with evaluating(structure), forked_noise(x.device):
+        return list(ledger(structure.model, structure.guide, x).latents)
 
 
 def ulps(found, exact):
@@ -58,7 +69,7 @@ def test_what_ends_in_a_log1p(function):
         return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
     graph = make_fx(run, decompositions(CPU))(x)
-    assert not any("log1p" in str(node.target) for node in graph.graph.nodes)
+    assert not {node.target for node in graph.graph.nodes} & decompositions(CPU).keys()
     for found, expected in zip(graph(x), run(x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-15)
 
@@ -67,20 +78,37 @@ def test_graphs_of_other_devices_are_left_alone():
     assert decompositions(torch.device("cuda")) == {}
 
 
-@pytest.mark.parametrize("slope", [0.01, 0.2, 0.0, -0.5])
-def test_leaky_relu_by_its_result(slope):
-    """Its gradient needs no more of what went in, and is the same to the bit; falling branches stay as they are."""
-    x = torch.randn(400)
-    x[:3] = torch.tensor([0.0, -0.0, -1e-44])
+def test_log1p_in_half_precision_is_rounded_once():
+    x = torch.logspace(-30, 30, 1000).bfloat16()
+    assert torch.equal(log1p(x), torch.log1p(x))
 
-    def run(x):
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(F.leaky_relu(x, slope).square().sum(), x)[0]
 
-    graph = lean(make_fx(run)(x))
-    (node,) = graph.graph.find_nodes(op="call_function", target=aten.leaky_relu_backward.default)
-    assert node.args[3] == (slope >= 0)
-    assert torch.equal(graph(x), run(x))
+@needs_compiler
+def test_compiled_log1p_is_exact_to_rounding(monkeypatch):
+    """No flag of the compiler takes the correction out; where one would, torch's own log1p stays."""
+    x = torch.cat([torch.logspace(-37, 38, 5_000), -torch.logspace(-37, -1e-3, 5_000)])
+    graph = make_fx(torch.log1p, decompositions(CPU))(x)
+    found = torch._inductor.compile(graph, [x])(x)
+    assert ulps(found, torch.log1p(x.double())).max() < 3
+    monkeypatch.setattr(torch._inductor.config.cpp, "enable_unsafe_math_opt_flag", True, raising=False)
+    assert decompositions(CPU) == {}
+
+
+def test_a_step_of_every_structure(structure, x, monkeypatch):
+    """Loss and gradients in float64 as of the eager step, through the same noise."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options=None: graph)
+    structure, x = structure.double(), x.double()
+    beta = dict.fromkeys(latents(structure, x), 0.5)
+    other = copy.deepcopy(structure)
+    compiled = CompiledStep(Step(other, SampledELBO()), (x,), beta)
+    torch.manual_seed(1)
+    expected = Step(structure, SampledELBO())((x,), beta)
+    torch.manual_seed(1)
+    torch.testing.assert_close(compiled((x,), beta), expected, rtol=1e-9, atol=1e-9)
+    for (name, p), q in zip(structure.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-7, atol=1e-9, msg=name)
 
 
 def traced(function, *inputs):
@@ -108,7 +136,7 @@ def test_large_products_are_onednns(is_transposed, has_bias, always_ahead):
     def function(h, w, b):
         return torch.addmm(b, h, w) if has_bias else h @ w
 
-    graph = lean(traced(function, h, w, b))
+    graph = with_products(traced(function, h, w, b))
     assert products_of(graph) == 1
     exact = h.double() @ w.double() + has_bias * b
     torch.testing.assert_close(graph(h, w, b), exact.float(), rtol=1e-5, atol=1e-3)
@@ -124,44 +152,79 @@ def test_large_products_are_onednns(is_transposed, has_bias, always_ahead):
         (lambda h, w, b: h.bfloat16() @ w.bfloat16(), "bfloat16"),
         (lambda h, w, b: torch.addmm(b, h, w, alpha=2), "scaled"),
         (lambda h, w, b: torch.addmm(b.expand(256, -1), h, w), "bias by rows"),
+        (lambda h, w, b: torch.addmm(b[:1].expand(256), h, w), "bias repeated"),
+        (lambda h, w, b: h @ torch.cat([w, w], 1)[:, :256], "part of a wider second factor"),
+        (lambda h, w, b: h @ w[:1].expand(300, -1), "second factor repeated"),
+        (lambda h, w, b: torch.cat([h, h], 1)[:, :300] @ w, "part of a wider first factor"),
     ],
 )
 def test_other_products_stay(function, why, always_ahead):
     inputs = torch.randn(256, 300), torch.randn(300, 256), torch.randn(256)
-    assert products_of(lean(traced(function, *inputs))) == 0, why
+    assert products_of(with_products(traced(function, *inputs))) == 0, why
 
 
 def test_products_stay_where_onednn_is_not_ahead(monkeypatch):
     monkeypatch.setattr(kernels, "_is_ahead", lambda: False)
     h, w = torch.randn(256, 300), torch.randn(300, 256)
-    assert products_of(lean(traced(torch.mm, h, w))) == 0
+    assert products_of(with_products(traced(torch.mm, h, w))) == 0
+
+
+def test_products_stay_where_onednn_is_switched_off(always_ahead, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    h, w = torch.randn(256, 300), torch.randn(300, 256)
+    assert products_of(with_products(traced(torch.mm, h, w))) == 0
+
+
+@pytest.fixture
+def all_ahead(always_ahead, monkeypatch):
+    """However small they are; and the counts of products in the graphs that are traced."""
+    counts = []
+
+    def counting(graph):
+        graph = with_products(graph)
+        counts.append(products_of(graph))
+        return graph
+
+    monkeypatch.setattr(kernels, "_ENOUGH", 1)
+    monkeypatch.setattr(pyro_lvae.compile, "with_products", counting)
+    return counts
 
 
 @has_onednn
-@pytest.mark.parametrize("estimator", [SampledELBO(), IWAE(3)], ids=["ELBO", "IWAE"])
-@pytest.mark.parametrize("make", [lambda: VAE(256, 64, 256), lambda: LadderVAE(256, (64, 8), (256, 64))])
-def test_a_compiled_step_with_them(make, estimator, always_ahead):
-    """Loss and gradients of one step as of the eager one."""
+@needs_compiler
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: VAE(40, 4, 16, num_hidden=1), 6),
+        pytest.param(lambda: LadderVAE(40, (8, 4), (16, 8)), 20, marks=pytest.mark.slow),
+    ],
+    ids=["VAE", "LadderVAE"],
+)
+def test_a_compiled_step_with_them(make, count, all_ahead):
+    """Loss and gradients of one step as of the eager one, with products forwards and backwards."""
     torch.manual_seed(0)
     eager = make()
-    compiled, x = copy.deepcopy(eager), (torch.rand(256, 256) > 0.5).float()
-    beta = {"z1": 0.5, "z2": 0.5} if isinstance(eager, LadderVAE) else {"z1": 0.5}
-    run = CompiledStep(Step(compiled, copy.deepcopy(estimator)), (x,), beta)
+    compiled, x = copy.deepcopy(eager), (torch.rand(64, 40) > 0.5).float()
+    beta = dict.fromkeys(latents(eager, x), 0.5)
+    run = CompiledStep(Step(compiled, IWAE(3)), (x,), beta)
+    assert all_ahead[-1] >= count
     torch.manual_seed(1)
-    expected = Step(eager, estimator)((x,), beta)
+    expected = Step(eager, IWAE(3))((x,), beta)
     torch.manual_seed(1)
     torch.testing.assert_close(run((x,), beta), expected, rtol=1e-5, atol=1e-5)
-    for (name, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+    for (name, p), q in zip(eager.named_parameters(), compiled.named_parameters(), strict=True):
         scale = p.grad.abs().max().item()
-        assert (p.grad - q.grad).abs().max() < 1e-4 * scale + 1e-6, name
+        assert (p.grad - q[1].grad).abs().max() < 1e-4 * scale + 1e-6, name
 
 
 @has_onednn
-def test_log_likelihood_with_them(always_ahead, monkeypatch):
+@needs_compiler
+def test_log_likelihood_with_them(all_ahead):
     """The importance-weighted estimate in compiled chunks is the eager one, draw by draw."""
     torch.manual_seed(0)
-    vae, x = VAE(256, 64, 256), (torch.rand(2, 256) > 0.5).float()
+    vae, x = VAE(40, 4, 16), (torch.rand(2, 40) > 0.5).float()
     torch.manual_seed(1)
     eager = log_likelihood(vae, x, 600, compile=False)
     torch.manual_seed(1)
-    torch.testing.assert_close(log_likelihood(vae, x, 600, compile=True), eager, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(log_likelihood(vae, x, 600, compile=True), eager, rtol=1e-5, atol=1e-4)
+    assert all_ahead[-1] > 0
