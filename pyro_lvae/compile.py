@@ -19,7 +19,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from .annealing import anneal, subsample
-from .kernels import decompositions, with_products
+from .kernels import decompositions, lean
 from .objectives import backward, learned
 from .traces import AutocastMessenger, forked_noise
 
@@ -248,7 +248,7 @@ def _compiled(run: Callable, inputs: list[Tensor], what: str) -> Callable:
         with forked_noise(inputs[0].device), pyro.validation_enabled(False):
             table = decompositions(inputs[0].device)
             graph = make_fx(run, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-            graph = with_products(graph)
+            graph = lean(graph)
     except Exception as error:
         raise CompileError(
             f"{what} cannot be traced: {_first_line(error)}. What compiles never asks a tensor for its value (.item(), "

@@ -1,7 +1,7 @@
-"""What a traced graph computes with on a CPU, where what torch would take is slow.
+"""What a traced graph computes with, where what torch would take is slow on a CPU, or keeps more than is needed.
 
-Values differ by float rounding alone: `log1p` becomes a logarithm and a correction, and matrix products of some size
-are oneDNN's where MKL is not at home.
+Values differ by float rounding alone: on a CPU `log1p` becomes a logarithm and a correction, and matrix products of
+some size are oneDNN's where MKL is not at home. The gradients of leaky ReLUs are the same to the bit.
 """
 
 from __future__ import annotations
@@ -40,15 +40,43 @@ def log1p(x: Tensor) -> Tensor:
     return u.log() + torch.where(lost.isnan(), 0.0, lost)
 
 
-def with_products(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph, changed in place: its large matrix products are by oneDNN where that is faster than MKL."""
-    if torch.backends.mkldnn.enabled and _is_ahead():
-        for node in list(graph.graph.nodes):
-            if node.target in (aten.mm.default, aten.addmm.default) and _is_suited(node):
-                *bias, a, b = node.args
-                node.target, node.args, node.kwargs = _product(), (a, b, bias[0] if bias else None), {}
-        graph.recompile()
+def lean(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph, changed in place: leaky ReLUs keep but what came out, large products are by the faster library."""
+    nodes = list(graph.graph.nodes)
+    written = {_memory(n) for node in nodes if _writes(node) for n in node.all_input_nodes}
+    use_onednn = torch.backends.mkldnn.enabled and _is_ahead()
+    for node in nodes:
+        if node.target is aten.leaky_relu_backward.default:
+            _by_result(node, written)
+        elif use_onednn and node.target in (aten.mm.default, aten.addmm.default) and _is_suited(node):
+            *bias, a, b = node.args
+            node.target, node.args, node.kwargs = _product(), (a, b, bias[0] if bias else None), {}
+    graph.recompile()
     return graph
+
+
+def _by_result(node: fx.Node, written: set[int]) -> None:
+    """The gradient of a leaky ReLU by what came out, which has the sign of what went in and serves the next layer too.
+
+    What has been `written` to since, as by `h += skip`, no longer tells that sign.
+    """
+    gradient, x, slope, is_result = node.args
+    if slope < 0 or is_result:
+        return
+    for user in x.users:
+        is_it = user.target is aten.leaky_relu.default and (*user.args, 0.01)[1] == slope
+        if is_it and not {_memory(x), _memory(user)} & written:
+            node.args = (gradient, user, slope, True)
+            return
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
+def _memory(node: fx.Node) -> int:
+    """What views of one tensor have in common."""
+    return node.meta["val"].untyped_storage()._cdata
 
 
 @cache
