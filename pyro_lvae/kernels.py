@@ -76,7 +76,9 @@ def _writes(node: fx.Node) -> bool:
 
 def _memory(node: fx.Node) -> int:
     """What views of one tensor have in common."""
-    return node.meta["val"].untyped_storage()._cdata
+    value = node.meta.get("val")
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return value.untyped_storage()._cdata if is_dense else id(node)
 
 
 @cache
