@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import add_device
-from benchmarks.tables import print_table, save
+from benchmarks.tables import save
 from pyro_lvae import Dataset, LadderVAE, elbo, fit, load, log_likelihood
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -40,7 +40,9 @@ def main(args: argparse.Namespace) -> None:
         for seed in args.seeds
         for precision in args.precisions
     }
-    print_table(f"five-layer ladder on {args.data}, {args.epochs} epochs: nats per image", rows)
+    print(f"\nfive-layer ladder on {args.data}, {args.epochs} epochs: nats per image")
+    for name, row in rows.items():
+        print(f"{name:20}" + "".join(f"{key:>18} {value:.2f}" for key, value in row.items()))
     given = {name: getattr(args, name) for name in ("data", "epochs", "images", "num_samples")}
     save(args.out, "precision", {"runs": rows}, args.device, **given)
 
