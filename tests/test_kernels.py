@@ -84,6 +84,7 @@ def test_log1p_in_half_precision_is_rounded_once():
 
 
 @needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of parts of its own
 def test_compiled_log1p_is_exact_to_rounding():
     """No flag of the compiler takes the correction out; where one would, torch's own log1p stays."""
     x = torch.cat([torch.logspace(-37, 38, 5_000), -torch.logspace(-37, -1e-3, 5_000)])
