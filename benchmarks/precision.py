@@ -62,7 +62,6 @@ def measure(data: Dataset, precision: str, seed: int, args: argparse.Namespace) 
             compile=False if is_imitated else "auto",  # a compiled step would hide its products
             device=args.device,
         )
-    ladder.eval()
     torch.manual_seed(0)
     x, _ = data.test_rows(args.images)
     log_p = log_likelihood(ladder, x.to(args.device), args.num_samples)

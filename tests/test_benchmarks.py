@@ -148,7 +148,7 @@ def test_products_of_a_step_are_made_again_and_nothing_else():
     assert {shapes for _, shapes in again.made} > forwards
 
 
-def test_tf32_is_imitated_in_every_product_of_a_step():
+def test_tf32_is_imitated_in_products():
     """As if the factors had been rounded by hand, forwards and backwards; other arithmetic is untouched."""
     x, w, b = torch.randn(8, 5), torch.randn(5, 3, requires_grad=True), torch.randn(3)
     with ImitatedTF32():
