@@ -28,7 +28,7 @@ def decompositions(device: torch.device) -> dict:
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x) to a unit or two in the last place, by a logarithm; on CPUs torch 2.14 takes eight times as long for it.
+    """log(1 + x) to a unit or two in the last place, by a logarithm; on CPUs torch 2.14 takes eight times that time.
 
     1 + x is rounded to u, and log(1 + x) = log u + log(1 + (x - (u - 1)) / u), whose second term is that quotient to
     within its square. Where the quotient is no number, x is -1, infinite or none, and log u says all.
