@@ -1,7 +1,8 @@
 """What a traced graph computes with, where what torch would take can be slow on a CPU, or keeps more than is needed.
 
-Values differ by float rounding alone: on a CPU `log1p` becomes a logarithm and a correction, and matrix products of
-some size are oneDNN's where MKL is not at home. The gradients of leaky ReLUs are the same to the bit.
+Values differ by float rounding alone: on a CPU matrix products of some size are oneDNN's where MKL is not at home, and
+in torch 2.14 `log1p` becomes a logarithm and a correction. Else they are the same to the bit: leaky ReLUs keep less,
+and what many entries have in common, as a column's deviation in batch norm, is computed once.
 """
 
 from __future__ import annotations
@@ -14,21 +15,34 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 _ENOUGH = 2**24  # multiply-adds of a product, from which oneDNN is ahead
+_MANY = 16  # readers of a value, for which it is better kept than computed again
+# Next to the multiplications around them: a CPU takes longer for a root or a quotient than to load it.
+_COSTLY = {aten.div, aten.reciprocal, aten.sqrt, aten.rsqrt, aten.exp, aten.log, aten.log1p, aten.sigmoid, aten.tanh}
 
 
 def decompositions(device: torch.device) -> dict:
-    """What `make_fx` is to take apart on a device: `log1p`, and the common operations that end in one."""
-    import torch._inductor.config
+    """What `make_fx` is to take apart on a device: batch norm, for `lean` to look into; in torch 2.14 `log1p`."""
     from torch._decomp import get_decompositions
 
-    if device.type != "cpu" or getattr(torch._inductor.config.cpp, "enable_unsafe_math_opt_flag", False):
-        return {}  # there it is quick; and here a compiler that may reorder sums would drop the correction
+    if device.type != "cpu":
+        return {}
+    table = get_decompositions([aten.native_batch_norm, aten.native_batch_norm_backward])
+    if not _is_log1p_slow():
+        return table
     ending_in_it = [aten.binary_cross_entropy_with_logits, aten.softplus, aten.log_sigmoid_forward, aten.logaddexp]
-    return {**get_decompositions(ending_in_it), aten.log1p.default: log1p}
+    return {**table, **get_decompositions(ending_in_it), aten.log1p.default: log1p}
+
+
+def _is_log1p_slow() -> bool:
+    """By eight times in torch 2.14; but a compiler that may reorder sums would drop the correction."""
+    import torch._inductor.config
+
+    may_reorder = getattr(torch._inductor.config.cpp, "enable_unsafe_math_opt_flag", False)
+    return torch.__version__.startswith("2.14.") and not may_reorder
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x) to a unit or two in the last place, by a logarithm; on CPUs torch 2.14 takes eight times that time.
+    """log(1 + x) to a unit or two in the last place, by a logarithm.
 
     1 + x is rounded to u, and log(1 + x) = log u + log(1 + (x - (u - 1)) / u), whose second term is that quotient to
     within its square. Where the quotient is no number, x is -1, infinite or none, and log u says all.
@@ -41,8 +55,12 @@ def log1p(x: Tensor) -> Tensor:
 
 
 def lean(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph, changed in place: leaky ReLUs keep but what came out, large products are by the faster library."""
+    """The graph, changed in place.
+
+    Leaky ReLUs keep but what came out, large products are by the faster library, what many read is computed once.
+    """
     nodes = list(graph.graph.nodes)
+    _once(nodes)
     written = {_memory(n) for node in nodes if _writes(node) for n in node.all_input_nodes}
     use_onednn = torch.backends.mkldnn.enabled and _is_ahead()
     for node in nodes:
@@ -53,6 +71,40 @@ def lean(graph: fx.GraphModule) -> fx.GraphModule:
             node.target, node.args, node.kwargs = _product(), (a, b, bias[0] if bias else None), {}
     graph.recompile()
     return graph
+
+
+def _once(nodes: list[fx.Node]) -> None:
+    """Keep the values of costly operations that a larger result reads, directly or through arithmetic and views.
+
+    Inductor computes anew for every entry of a result what goes into it entry by entry.
+    """
+    try:
+        from torch._inductor.inductor_prims import force_stride_order  # what it asks the strides of is kept
+    except ImportError:
+        return
+    is_read_by_many = set()
+    for node in reversed(nodes):
+        count = _count(node)
+        if any(u in is_read_by_many or _count(u) >= _MANY * count for u in node.users if count and _is_entrywise(u)):
+            is_read_by_many.add(node)
+    for node in is_read_by_many:
+        if getattr(node.target, "overloadpacket", None) in _COSTLY and not _writes(node) and node.meta["val"].is_cpu:
+            with node.graph.inserting_after(node):
+                kept = node.graph.call_function(force_stride_order, (node, list(node.meta["val"].stride())))
+            kept.meta = dict(node.meta)
+            node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+
+
+def _count(node: fx.Node) -> int:
+    """Entries of a tensor."""
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else 0
+
+
+def _is_entrywise(node: fx.Node) -> bool:
+    """An operation of which each entry reads one of what goes in: arithmetic, or a view."""
+    operation = node.target
+    return isinstance(operation, torch._ops.OpOverload) and (torch.Tag.pointwise in operation.tags or operation.is_view)
 
 
 def _by_result(node: fx.Node, written: set[int]) -> None:

@@ -100,6 +100,11 @@ class FusedAdam(torch.optim.Adam):
         weight_decay: float = 0.0,
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self._counted: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._counted = {}
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -108,26 +113,23 @@ class FusedAdam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._update(group, [p for p in group["params"] if p.grad is not None])
+        for i, group in enumerate(self.param_groups):
+            self._update(i, group, [p for p in group["params"] if p.grad is not None])
         return loss
 
-    def _update(self, group: dict, params: list[Tensor]) -> None:
+    def _update(self, i: int, group: dict, params: list[Tensor]) -> None:
         if not params:
             return
         states = [self.state[p] or self._begin(p) for p in params]
-        steps = [s["step"] for s in states]
-        if steps[0].is_cpu:  # a number would become a tensor once a parameter
-            torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
-        else:
-            torch._foreach_add_(steps, 1)
+        counts = self._counts(i, states)
+        counts += 1
         torch._fused_adam_(
             params,
             [p.grad for p in params],
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
-            steps,
+            [s["step"] for s in states],
             amsgrad=False,
             lr=group["lr"],
             beta1=group["betas"][0],
@@ -138,7 +140,17 @@ class FusedAdam(torch.optim.Adam):
             found_inf=self.found_inf,
         )
         if self.found_inf is not None:
-            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+            counts -= self.found_inf
+
+    def _counts(self, i: int, states: list[dict]) -> Tensor:
+        """The states' numbers of steps in one tensor, of which each has its entry, so that they are counted at once."""
+        counts, known = self._counted.get(i, (None, []))
+        if len(known) != len(states) or any(s["step"] is not step for s, step in zip(states, known, strict=True)):
+            counts = torch.stack([s["step"] for s in states])
+            for state, step in zip(states, counts.unbind(), strict=True):
+                state["step"] = step
+            self._counted[i] = counts, [s["step"] for s in states]
+        return counts
 
     def _begin(self, p: Tensor) -> dict:
         state = self.state[p]

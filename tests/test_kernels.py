@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._inductor.config
 from test_compile import latents, needs_compiler
+from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
@@ -40,6 +41,12 @@ def test_log1p_at_its_ends():
     torch.testing.assert_close(log1p(x.double()), torch.log1p(x.double()), equal_nan=True)
 
 
+@pytest.fixture
+def slow_log1p(monkeypatch):
+    """As if torch's own were slow, whichever torch it is."""
+    monkeypatch.setattr(kernels, "_is_log1p_slow", lambda: True)
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -51,7 +58,7 @@ def test_log1p_at_its_ends():
         lambda x: torch.log1p(x.abs()),
     ],
 )
-def test_what_ends_in_a_log1p(function):
+def test_what_ends_in_a_log1p(function, slow_log1p):
     """No log1p is left in the graph; values and gradients are as before, far out as well."""
     x = torch.cat([torch.linspace(-9, 9, 91), torch.tensor([-800.0, -60.0, 25.0, 60.0, 800.0])]).double()
 
@@ -77,14 +84,21 @@ def test_log1p_in_half_precision_is_rounded_once():
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of parts of its own
-def test_compiled_log1p_is_exact_to_rounding():
-    """No flag of the compiler takes the correction out; where one would, torch's own log1p stays."""
+def test_compiled_log1p_is_exact_to_rounding(slow_log1p):
+    """No flag of the compiler takes the correction out."""
     x = torch.cat([torch.logspace(-37, 38, 5_000), -torch.logspace(-37, -1e-3, 5_000)])
     graph = make_fx(torch.log1p, decompositions(CPU))(x)
     found = torch._inductor.compile(graph, [x])(x)
     assert ulps(found, torch.log1p(x.double())).max() < 3
+
+
+@pytest.mark.parametrize(("version", "is_slow"), [("2.11.0", False), ("2.14.1+cu130", True), ("2.15.0", False)])
+def test_log1p_is_taken_apart_where_it_is_slow(version, is_slow, monkeypatch):
+    """But nowhere that a flag lets the compiler drop the correction."""
+    monkeypatch.setattr(torch, "__version__", version)
+    assert (aten.log1p.default in decompositions(CPU)) == is_slow
     with torch._inductor.config.patch({"cpp.enable_unsafe_math_opt_flag": True}):
-        assert decompositions(CPU) == {}
+        assert aten.log1p.default not in decompositions(CPU)
 
 
 def test_a_step_of_every_structure(structure, x, monkeypatch):
@@ -157,6 +171,56 @@ def test_leaky_relu_whose_result_is_changed_in_place(function):
     graph = lean(traced(run, x))
     assert not is_by_result(graph)
     assert torch.equal(graph(x), run(x))
+
+
+def kept(graph):
+    return [node.args[0].target for node in graph.graph.nodes if "force_stride_order" in str(node.target)]
+
+
+def _normalised(x):
+    return F.batch_norm(x, None, None, x.new_ones(40), x.new_zeros(40), training=True)
+
+
+def _rescaled(x):
+    scale = x[0].exp()
+    y = x * scale
+    scale += 1
+    return y + scale
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (_normalised, [aten.rsqrt.default]),
+        (gradient_of(lambda x: _normalised(x).square()), [aten.rsqrt.default]),
+        (lambda x: x * (1 + x[0].exp().unsqueeze(0)), [aten.exp.default]),
+        (_rescaled, [aten.exp.default]),
+        (lambda x: x.exp() * x, []),
+        (lambda x: x[:, 0].exp() * x[:, 1].sqrt(), []),
+        (lambda x: x * (2 * x[0] + 1), []),
+        (lambda x: x @ x[:40].exp(), []),
+    ],
+)
+def test_what_many_entries_read_is_kept(function, expected):
+    """Through arithmetic, views and changes in place; values are the same to the bit."""
+    x = torch.rand(100, 40, dtype=torch.float64)
+    graph = make_fx(function, decompositions(CPU), tracing_mode="fake")(x)
+    before = graph(x)
+    assert kept(lean(graph)) == expected
+    assert torch.equal(graph(x), before)
+    torch.testing.assert_close(before, function(x))
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of parts of its own
+def test_what_is_kept_is_kept_by_inductor():
+    """Which else writes down the product alone, and takes a column's root in every row."""
+    x = torch.rand(100, 64)
+    for prepare, stores in ((lambda graph: graph, 1), (lean, 2)):
+        graph = prepare(make_fx(lambda x: x * x[0].sqrt(), tracing_mode="fake")(x))
+        compiled, (code,) = run_and_get_code(torch._inductor.compile, graph, [x])
+        assert code.count(".store(") == stores
+        torch.testing.assert_close(compiled(x), x * x[0].sqrt())
 
 
 @pytest.fixture

@@ -103,3 +103,36 @@ def test_a_decay_out_of_range_is_refused(decay):
         ValueError, match=f"the decay of the average of weights is {decay!r}; expected a number between"
     ):
         WeightAverage(torch.nn.Linear(2, 2), decay)
+
+
+def test_each_parameter_has_a_count_of_its_own():
+    """Where gradients come and go, in two groups, through a checkpoint: bias corrections as of torch's Adam."""
+    torch.manual_seed(0)
+    start = [torch.randn(n) for n in (2, 3, 4)]
+    theirs, ours = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    adams = [
+        make([{"params": p[:2], "lr": 0.1}, {"params": p[2:], "lr": 0.01}])
+        for make, p in ((lambda g: torch.optim.Adam(g, fused=True), theirs), (FusedAdam, ours))
+    ]
+    for i, present in enumerate(((0, 1, 2), (0, 2), (1,), (0, 1), (0, 1), (2,), (0, 1, 2), (0, 1, 2))):
+        if i == 4:
+            adams[1].load_state_dict(copy.deepcopy(adams[1].state_dict()))
+        for p, adam in zip((theirs, ours), adams, strict=True):
+            for j, q in enumerate(p):
+                q.grad = torch.full_like(q, 1.0 + i) if j in present else None
+            adam.step()
+    for p, q in zip(theirs, ours, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(adams[0].state[p]["step"], adams[1].state[q]["step"])
+
+
+def test_its_state_is_good_for_torchs_adam():
+    """Counts share memory, but no two are one number: the unfused Adam adds to each of them."""
+    ws = [torch.nn.Parameter(torch.ones(n)) for n in (2, 3)]
+    ours, theirs = FusedAdam(ws), torch.optim.Adam(ws, foreach=True)
+    for w in ws:
+        w.grad = torch.ones_like(w)
+    ours.step()
+    theirs.load_state_dict(ours.state_dict())
+    theirs.step()
+    assert [theirs.state[w]["step"].item() for w in ws] == [2, 2]
