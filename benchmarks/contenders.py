@@ -141,11 +141,11 @@ def epoch_of(structure: nn.Module, rows: Tensor, batch_size: int, compile: bool)
 
 def _insisting(loop: Loop, call: Callable[[], object]) -> Run:
     """Calls one after another, as in training; the loop, which goes on eagerly where it cannot compile, may not."""
-    asked, run = loop.compile, repeated(call)
+    asked, run = loop.gradient.compile, repeated(call)
 
     def insist(count: int) -> None:
         run(count)
-        if asked and loop.compiled is None:
+        if asked and loop.gradient.compiled is None:
             raise RuntimeError("the step could not be compiled; is there a C++ compiler? --skip compile goes without")
 
     return keeping(insist)

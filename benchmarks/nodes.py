@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.tables import print_table, save
 from pyro_lvae import FusedAdam, LadderVAE, SampledELBO
-from pyro_lvae.compile import Step
+from pyro_lvae.step import Step
 
 NETWORKS = {"10 Gbit/s Ethernet": (1.25e9, 50e-6), "100 Gbit/s InfiniBand": (12.5e9, 5e-6)}
 COUNTS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,4 +1,4 @@
-"""The loss and gradient of one batch: run eagerly, or traced once through Pyro and run as one compiled graph.
+"""A step traced once through Pyro and run as one compiled graph; functions without gradients likewise.
 
 Pyro's handlers run in Python at every step, and what they arrange is the same each time. Here that arrangement is
 traced once, forward and backward, down to tensor operations, and the graph, with the kernels of `kernels.py`, is
@@ -10,18 +10,16 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 
 import pyro
 import torch
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from .annealing import anneal, subsample
 from .kernels import decompositions, lean
-from .objectives import backward, learned
-from .traces import AutocastMessenger, forked_noise
+from .objectives import learned
+from .step import Step
+from .traces import forked_noise
 
 # Noise is torch's own and in the order of the eager step, which reordering would change (in torch 2.11; later versions
 # leave draws in place); the graph on CUDA is ours.
@@ -30,91 +28,6 @@ _OPTIONS = {"fallback_random": True, "reorder_for_locality": False, "triton.cuda
 
 class CompileError(RuntimeError):
     """A step cannot be compiled; says why, and what to do about it."""
-
-
-class Step:
-    """Loss and gradient of a batch, eagerly.
-
-    Args:
-        structure: the pair; gradients go to those of its parameters that require them.
-        estimator: any `pyro.infer.ELBO`.
-        size: N, where the structure has global sites: their log-density counts once, that of the rows N/B times.
-        clip_norm: largest global norm of the gradient.
-        clip_value: largest absolute entry of the gradient, applied after `clip_norm`.
-        precision: "bfloat16" runs matrix products of model and guide in it (autocast); weights, draws, densities and
-            what the estimator makes of them stay float32. "tf32" lets CUDA round the factors of float32 products to 10
-            bits, if `matmul_precision` is entered too.
-
-    Attributes:
-        share: the part of a batch that `args` holds, where other processes have the rest; the loss is that part's.
-    """
-
-    share = 1.0
-
-    def __init__(
-        self,
-        structure: nn.Module,
-        estimator: ELBO,
-        *,
-        size: int | None = None,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        precision: str = "float32",
-    ):
-        self.structure, self.estimator, self.size, self.precision = structure, estimator, size, precision
-        self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.pair = _InBfloat16(structure) if precision == "bfloat16" else structure
-        self.parameters = [p for p in structure.parameters() if p.requires_grad]
-
-    def __call__(self, args: tuple, beta: dict[str, float]) -> tuple[Tensor, Tensor]:
-        """-bound / N in nats, and the norm of its gradient before clipping; the gradient is left in `.grad`."""
-        for p in self.parameters:
-            p.grad = None
-        with self.handlers(beta):
-            loss = backward(self.estimator, self.pair, args, per=self.per(args))
-        return loss, self.clip()
-
-    def clip(self) -> Tensor:
-        """Clip what is in `.grad`; its norm before."""
-        with_gradient = [p for p in self.parameters if p.grad is not None]
-        gradients = [p.grad for p in with_gradient]
-        norm = nn.utils.get_total_norm(gradients)
-        for p, gradient in zip(with_gradient, self.clipped(gradients, norm), strict=True):
-            p.grad = gradient
-        return norm
-
-    def clipped(self, gradients: list[Tensor], norm: Tensor) -> list[Tensor]:
-        """Gradients whose global norm is `norm`, clipped."""
-        if self.clip_norm is not None:
-            shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            gradients = [g * shrink for g in gradients]
-        if self.clip_value is not None:
-            gradients = [g.clamp(-self.clip_value, self.clip_value) for g in gradients]
-        return gradients
-
-    @contextmanager
-    def handlers(self, beta: dict[str, float | Tensor]):
-        """What a step runs under."""
-        with ExitStack() as stack:
-            stack.enter_context(pyro.validation_enabled(False))
-            stack.enter_context(anneal(beta=beta))
-            if self.size is not None:
-                stack.enter_context(subsample(self.size))
-            yield
-
-    def per(self, args: tuple) -> float:
-        """What the bound is divided by: the rows that it stands for."""
-        return (len(args[0]) if self.size is None else self.size) / self.share
-
-
-class _InBfloat16(nn.Module):
-    """A structure whose matrix products are in bfloat16."""
-
-    def __init__(self, structure: nn.Module):
-        super().__init__()
-        self.structure = structure
-        products = AutocastMessenger(next(structure.parameters()).device, torch.bfloat16)
-        self.model, self.guide = products(structure.model), products(structure.guide)
 
 
 class CompiledStep:
@@ -305,40 +218,6 @@ def _captured(compiled: Callable, inputs: list[Tensor]) -> tuple[torch.cuda.CUDA
     with torch.cuda.graph(graph, stream=side):
         outputs = compiled(*inputs)
     return graph, outputs
-
-
-def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
-    """Whether compiling saves one and a half times the time that it takes, and why.
-
-    Measured on two slow cores: about a second for each parameter tensor, and a third of a step's time saved.
-
-    Args:
-        seconds: of an eager step.
-        steps: how many are to come.
-        tensors: trained parameters.
-    """
-    saved, cost = 0.33 * seconds * steps, 5.0 + 1.0 * tensors
-    times = f"{steps} steps of {1e3 * seconds:.1f} ms are to come: about {saved:.0f} s to save, {cost:.0f} s to compile"
-    is_worth_it = saved > 1.5 * cost
-    return is_worth_it, times if is_worth_it else f"{times}, which pays from {1.5 * cost:.0f} s saved on"
-
-
-@contextmanager
-def matmul_precision(precision: str):
-    """While a block lasts, torch's float32 matrix products may use TF32, if that is the precision."""
-    if precision != "tf32":
-        yield
-        return
-    cuda = torch.backends.cuda.matmul
-    try:
-        before, tell, tf32 = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, "high"
-    except RuntimeError:  # torch was told by its newer names, and answers to no other
-        before, tell, tf32 = cuda.fp32_precision, partial(setattr, cuda, "fp32_precision"), "tf32"
-    try:
-        tell(tf32)
-        yield
-    finally:
-        tell(before)
 
 
 @contextmanager

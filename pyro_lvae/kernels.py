@@ -1,8 +1,8 @@
 """What a traced graph computes with, where what torch would take can be slow on a CPU, or keeps more than is needed.
 
-Values differ by float rounding alone: on a CPU matrix products of some size are oneDNN's where MKL is not at home, and
-in torch 2.14 `log1p` becomes a logarithm and a correction. Else they are the same to the bit: leaky ReLUs keep less,
-and what many entries have in common, as a column's deviation in batch norm, is computed once.
+Values differ by float rounding alone. On a CPU matrix products of some size are oneDNN's where MKL is not at home, what
+many entries read, as a column's deviation in batch norm, is computed once, and in torch 2.14 `log1p` becomes a
+logarithm and a correction. The gradients of leaky ReLUs are the same to the bit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 _ENOUGH = 2**24  # multiply-adds of a product, from which oneDNN is ahead
 _MANY = 16  # readers of a value, for which it is better kept than computed again
-# Next to the multiplications around them: a CPU takes longer for a root or a quotient than to load it.
-_COSTLY = {aten.div, aten.reciprocal, aten.sqrt, aten.rsqrt, aten.exp, aten.log, aten.log1p, aten.sigmoid, aten.tanh}
+# A CPU takes longer for these than to load what they give.
+_COSTLY = {aten.div, aten.reciprocal, aten.sqrt, aten.rsqrt, aten.pow, aten.exp, aten.log, aten.log1p}
+_COSTLY |= {aten.sigmoid, aten.tanh, aten.softplus}
+_UNTAGGED = {aten.rsub, aten._to_copy, aten.leaky_relu}  # entry by entry, though not every torch says so
 
 
 def decompositions(device: torch.device) -> dict:
@@ -27,14 +29,14 @@ def decompositions(device: torch.device) -> dict:
     if device.type != "cpu":
         return {}
     table = get_decompositions([aten.native_batch_norm, aten.native_batch_norm_backward])
-    if not _is_log1p_slow():
+    if not _replaces_log1p():
         return table
     ending_in_it = [aten.binary_cross_entropy_with_logits, aten.softplus, aten.log_sigmoid_forward, aten.logaddexp]
     return {**table, **get_decompositions(ending_in_it), aten.log1p.default: log1p}
 
 
-def _is_log1p_slow() -> bool:
-    """By eight times in torch 2.14; but a compiler that may reorder sums would drop the correction."""
+def _replaces_log1p() -> bool:
+    """In torch 2.14, whose own takes eight times a logarithm, unless a compiler may drop the correction."""
     import torch._inductor.config
 
     may_reorder = getattr(torch._inductor.config.cpp, "enable_unsafe_math_opt_flag", False)
@@ -74,7 +76,7 @@ def lean(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _once(nodes: list[fx.Node]) -> None:
-    """Keep the values of costly operations that a larger result reads, directly or through arithmetic and views.
+    """Keep the values of costly operations that a larger result reads, directly or through cheap ones and views.
 
     Inductor computes anew for every entry of a result what goes into it entry by entry.
     """
@@ -84,15 +86,21 @@ def _once(nodes: list[fx.Node]) -> None:
         return
     is_read_by_many = set()
     for node in reversed(nodes):
-        count = _count(node)
-        if any(u in is_read_by_many or _count(u) >= _MANY * count for u in node.users if count and _is_entrywise(u)):
+        if any(_count(u) >= _MANY * _count(node) or u in is_read_by_many for u in _readers(node)):
             is_read_by_many.add(node)
-    for node in is_read_by_many:
-        if getattr(node.target, "overloadpacket", None) in _COSTLY and not _writes(node) and node.meta["val"].is_cpu:
+    for node in nodes:
+        if node in is_read_by_many and _is_costly(node) and node.meta["val"].is_cpu:
             with node.graph.inserting_after(node):
                 kept = node.graph.call_function(force_stride_order, (node, list(node.meta["val"].stride())))
             kept.meta = dict(node.meta)
             node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """The nodes into whose loops a value of several entries would go, but for parts of it and what is kept itself."""
+    count = _count(node)
+    grown = [u for u in node.users if _is_entrywise(u) and _count(u) >= count > 1]
+    return [u for u in grown if _count(u) >= _MANY * count or not _is_costly(u)]
 
 
 def _count(node: fx.Node) -> int:
@@ -101,10 +109,16 @@ def _count(node: fx.Node) -> int:
     return value.numel() if isinstance(value, Tensor) else 0
 
 
+def _is_costly(node: fx.Node) -> bool:
+    return getattr(node.target, "overloadpacket", None) in _COSTLY and not _writes(node)
+
+
 def _is_entrywise(node: fx.Node) -> bool:
     """An operation of which each entry reads one of what goes in: arithmetic, or a view."""
     operation = node.target
-    return isinstance(operation, torch._ops.OpOverload) and (torch.Tag.pointwise in operation.tags or operation.is_view)
+    if not isinstance(operation, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in operation.tags or operation.is_view or operation.overloadpacket in _UNTAGGED
 
 
 def _by_result(node: fx.Node, written: set[int]) -> None:

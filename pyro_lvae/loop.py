@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from statistics import median
 
 import torch
 from pyro.infer import ELBO
@@ -19,9 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .alternation import CriticSteps
+from .auto import AutoStep
 from .callbacks import Callback
 from .checkpoint import CheckpointError, load_checkpoint, put_weights, rng_state, save_checkpoint, set_rng_state
-from .compile import CompiledStep, CompileError, Step, matmul_precision, pays
 from .data import Dataset
 from .distributed import Processes
 from .malloc import kept_memory
@@ -30,10 +29,10 @@ from .objectives import learned, with_nesting
 from .optim import FusedAdam, WeightAverage, settings_of
 from .results import EpochMetrics, read_metrics
 from .schedules import Schedule
+from .step import Step, matmul_precision
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
-TRIAL = 6  # eager steps, the first of them not counted, by which `compile="auto"` judges
 PATIENCE = 100  # steps after which a loss that was not waited for is looked at
 _COUNTERS = ("epoch", "batch", "step", "seconds", "epoch_seconds", "total", "rows", "order")
 
@@ -90,7 +89,10 @@ class Loop:
         self.processes, self.clip = processes, Step(structure, self.estimator, **clip).clip
         options = dict(size=size, precision=precision, **(clip if processes.size == 1 else {}))
         self.eager = Step(structure, self.estimator, **options)
-        self.compile, self.compiled, self.trial = compile, None, []
+        # `Processes.begin` has told the modules of several processes by now
+        is_parted = processes.size > 1 and any(getattr(m, "synchronised", False) for m in structure.modules())
+        hindrance = "batch norm over several processes cannot be compiled" if is_parted else None
+        self.gradient = AutoStep(self.eager, compile, hindrance, self._say)
         self.average = None if average is None else WeightAverage(structure, average)
         self.critics = CriticSteps(structure, critic_optimizer, critic_steps, processes)
         self.settings |= self.critics.settings()
@@ -253,49 +255,19 @@ class Loop:
         return [f > 0 for f in found.tolist()]
 
     def _gradient(self, args: tuple) -> tuple[Tensor, Tensor]:
-        """Loss and gradient by the compiled step, where there is one and it fits."""
-        if self.compiled is None and self.compile and self._is_regular():
-            self._consider(args)
-        if self.compiled is not None and self.compiled.fits(args):
-            return self.compiled(args, self._beta())
-        started = time.perf_counter()
-        found = self.eager(args, self._beta())
-        self.trial.append(time.perf_counter() - started)
-        return found
-
-    def _is_regular(self) -> bool:
-        """Whether the batch is of the size that most are."""
+        """Loss and gradient of what this process has of a batch."""
         count = self.data.num_batches(self.batch_size)
-        return self.batch < count - 1 or count == 1
+        is_regular = self.batch < count - 1 or count == 1  # of the size that most are
+        return self.gradient(args, self._beta(), num_left=self._num_left if is_regular else None)
 
-    def _consider(self, args: tuple) -> None:
-        """Compile the step, if asked to or if it pays; eager training goes on where it cannot be."""
-        if self.processes.size > 1 and any(getattr(m, "synchronised", False) for m in self.structure.modules()):
-            return self._stay_eager("batch norm over several processes cannot be compiled")
-        if self.compile == "auto":
-            if len(self.trial) < TRIAL:
-                return
-            seconds = median(self.trial[1:])
-            steps, until = self.planned
-            steps = min(steps - self.step, math.inf if until == math.inf else int((until - self.seconds) / seconds))
-            is_worth_it, reason = pays(seconds, int(steps), len(self.eager.parameters))
-            if not is_worth_it:
-                return self._stay_eager(reason)
-            self._say(f"compiling the training step: {reason}")
-        try:
-            started = time.perf_counter()
-            self.compiled = CompiledStep(self.eager, args, self._beta())
-            self._say(f"compiled in {time.perf_counter() - started:.0f} s")
-        except CompileError as error:
-            self._stay_eager(str(error))
+    def _num_left(self, seconds: float) -> int:
+        """Steps to come, at so many seconds each."""
+        steps, until = self.planned
+        return int(min(steps - self.step, math.inf if until == math.inf else (until - self.seconds) / seconds))
 
-    def _stay_eager(self, reason: str) -> None:
-        if self.compile is True and not self.callbacks and self.processes.is_first:  # nobody else would tell
-            warnings.warn(f"training eagerly: {reason}", stacklevel=2)
-        self.compile = False
-        self._say(f"training eagerly: {reason}")
-
-    def _say(self, message: str) -> None:
+    def _say(self, message: str, *, unasked: bool = False) -> None:
+        if unasked and not self.callbacks and self.processes.is_first:  # nobody else would tell
+            warnings.warn(message, stacklevel=2)
         for callback in self.callbacks:
             callback.on_message(message)
 

@@ -75,7 +75,7 @@ def _averaged(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 class FusedAdam(torch.optim.Adam):
     """torch's Adam in one kernel a step, without the bookkeeping around it (Kingma & Ba 2015).
 
-    State and checkpoints are those of `torch.optim.Adam(fused=True)`.
+    State and checkpoints are those of `torch.optim.Adam(fused=True)`; the counts of steps in a group share memory.
 
     Args:
         params: what to train.

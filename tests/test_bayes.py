@@ -42,11 +42,11 @@ from pyro_lvae.annealing import subsample
 from pyro_lvae.bayes import POSTERIORS, PRIORS, posteriors, priors
 from pyro_lvae.bayes.distributions import DiagonalNormal, Draws, LowRankNormal, MatrixNormal
 from pyro_lvae.bayes.noise import Drawn, LayerNoise, ManyWeights
-from pyro_lvae.compile import Step
 from pyro_lvae.conditionals import Normal
 from pyro_lvae.evaluate import LayerSummary
 from pyro_lvae.evaluate.calibration import calibration, reliability
 from pyro_lvae.optim import FusedAdam
+from pyro_lvae.step import Step
 from pyro_lvae.traces import log_densities
 
 NOISES = ("shared", "local_reparameterization", "flipout")

@@ -15,6 +15,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
+import pyro_lvae.auto
 import pyro_lvae.compile
 from pyro_lvae import (
     CIWAE,
@@ -44,8 +45,9 @@ from pyro_lvae import (
     log_likelihood,
     predictive_log_likelihood,
 )
-from pyro_lvae.compile import CompiledStep, CompileError, Step, _Replayed, matmul_precision, pays
+from pyro_lvae.compile import CompiledStep, CompileError, _Replayed
 from pyro_lvae.optim import FusedAdam
+from pyro_lvae.step import Step, matmul_precision
 from pyro_lvae.traces import evaluating, forked_noise
 
 ESTIMATORS = {
@@ -202,20 +204,11 @@ def test_auto_leaves_a_short_run_alone(tiny):
 
 
 def test_auto_compiles_what_pays(tiny, monkeypatch, traced_only):
-    import pyro_lvae.loop
-
-    monkeypatch.setattr(pyro_lvae.loop, "pays", lambda *args: (True, "it pays"))
+    monkeypatch.setattr(pyro_lvae.auto, "pays", lambda *args: (True, "it pays"))
     said = Said()
     fit(VAE(12, 3, 8), tiny, batch_size=5, epochs=2, callbacks=[said])
     assert said.messages[0] == "compiling the training step: it pays"
     assert said.messages[1].startswith("compiled in")
-
-
-def test_pays():
-    assert pays(0.05, 20_000, 78)[0]
-    worth_it, why = pays(0.02, 700, 78)
-    assert not worth_it
-    assert why.endswith("about 5 s to save, 83 s to compile, which pays from 124 s saved on")
 
 
 class Wilful(VAE):

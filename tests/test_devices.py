@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_lvae import GECO, IWAE, RWS, VAE, AnalyticELBO, BayesianWeights, DReG, SampledELBO
 from pyro_lvae.bayes import POSTERIORS
-from pyro_lvae.compile import Step
+from pyro_lvae.step import Step
 from pyro_lvae.traces import ledger
 
 ESTIMATORS = {

@@ -1,19 +1,22 @@
 """What a traced graph computes with in place of what torch would take: the same values, to float rounding."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torch._inductor.config
 from test_compile import latents, needs_compiler
 from torch._inductor.utils import run_and_get_code
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import pyro_lvae.compile
 from pyro_lvae import IWAE, VAE, LadderVAE, SampledELBO, kernels, log_likelihood
-from pyro_lvae.compile import CompiledStep, Step
+from pyro_lvae.compile import CompiledStep
 from pyro_lvae.kernels import decompositions, lean, log1p
+from pyro_lvae.step import Step
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -44,7 +47,7 @@ def test_log1p_at_its_ends():
 @pytest.fixture
 def slow_log1p(monkeypatch):
     """As if torch's own were slow, whichever torch it is."""
-    monkeypatch.setattr(kernels, "_is_log1p_slow", lambda: True)
+    monkeypatch.setattr(kernels, "_replaces_log1p", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_log1p_is_taken_apart_where_it_is_slow(version, is_slow, monkeypatch):
 
 
 def test_a_step_of_every_structure(structure, x, monkeypatch):
-    """Loss and gradients in float64 as of the eager step, through the same noise."""
+    """Loss, gradients and batch norm's statistics in float64 as of the eager step, through the same noise."""
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options=None: graph)
     structure, x = structure.double(), x.double()
     beta = dict.fromkeys(latents(structure, x), 0.5)
@@ -116,6 +119,7 @@ def test_a_step_of_every_structure(structure, x, monkeypatch):
         assert (p.grad is None) == (q.grad is None), name
         if p.grad is not None:
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-7, atol=1e-9, msg=name)
+    torch.testing.assert_close(dict(other.named_buffers()), dict(structure.named_buffers()))
 
 
 def traced(function, *inputs):
@@ -182,7 +186,7 @@ def _normalised(x):
 
 
 def _rescaled(x):
-    scale = x[0].exp()
+    scale = x[0].sqrt()
     y = x * scale
     scale += 1
     return y + scale
@@ -194,15 +198,21 @@ def _rescaled(x):
         (_normalised, [aten.rsqrt.default]),
         (gradient_of(lambda x: _normalised(x).square()), [aten.rsqrt.default]),
         (lambda x: x * (1 + x[0].exp().unsqueeze(0)), [aten.exp.default]),
-        (_rescaled, [aten.exp.default]),
+        (_rescaled, [aten.sqrt.default]),
+        (lambda x: x * F.softplus(x[0]), [aten.softplus.default]),
+        (lambda x: x * (1 - x[0].sigmoid()), [aten.sigmoid.default]),
+        (lambda x: x * x[0].sqrt().reciprocal(), [aten.reciprocal.default]),  # which reads the root once
+        (lambda x: x * x.exp()[0], []),  # 40 entries are read by many, not all
+        (lambda x: x * x[0, 0].exp(), []),  # what is read is one number
         (lambda x: x.exp() * x, []),
         (lambda x: x[:, 0].exp() * x[:, 1].sqrt(), []),
         (lambda x: x * (2 * x[0] + 1), []),
         (lambda x: x @ x[:40].exp(), []),
     ],
 )
-def test_what_many_entries_read_is_kept(function, expected):
-    """Through arithmetic, views and changes in place; values are the same to the bit."""
+def test_what_many_entries_read_is_kept(function, expected, monkeypatch):
+    """Through arithmetic, views and changes in place; what the graph gives does not change."""
+    monkeypatch.setattr(kernels, "_replaces_log1p", lambda: False)
     x = torch.rand(100, 40, dtype=torch.float64)
     graph = make_fx(function, decompositions(CPU), tracing_mode="fake")(x)
     before = graph(x)
@@ -211,16 +221,25 @@ def test_what_many_entries_read_is_kept(function, expected):
     torch.testing.assert_close(before, function(x))
 
 
+def test_nothing_is_kept_on_other_devices():
+    with FakeTensorMode():
+        x = torch.rand(100, 40, device="cuda")
+        graph = make_fx(lambda x: x * x[0].exp())(x)
+    assert {node.meta["val"].device.type for node in graph.graph.nodes if "val" in node.meta} == {"cuda"}
+    assert not kept(lean(graph))
+
+
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of parts of its own
-def test_what_is_kept_is_kept_by_inductor():
-    """Which else writes down the product alone, and takes a column's root in every row."""
-    x = torch.rand(100, 64)
-    for prepare, stores in ((lambda graph: graph, 1), (lean, 2)):
-        graph = prepare(make_fx(lambda x: x * x[0].sqrt(), tracing_mode="fake")(x))
+@pytest.mark.parametrize("function", [lambda x: x * x[0].sqrt(), _rescaled])
+def test_what_is_kept_is_written_down_by_inductor(function):
+    """Beside the result, which else is all that it writes, computing the rest in every row."""
+    x = torch.rand(100, 40, dtype=torch.float64)
+    for prepare, results in ((lambda graph: graph, 1), (lean, 2)):
+        graph = prepare(make_fx(function, tracing_mode="fake")(x))
         compiled, (code,) = run_and_get_code(torch._inductor.compile, graph, [x])
-        assert code.count(".store(") == stores
-        torch.testing.assert_close(compiled(x), x * x[0].sqrt())
+        assert len(set(re.findall(r"out_ptr\d+", code))) == results
+        torch.testing.assert_close(compiled(x), function(x))
 
 
 @pytest.fixture

@@ -41,24 +41,25 @@ def test_a_default_device_is_not_that_of_the_steps():
 
 
 def test_a_flagged_step_changes_nothing():
-    w = torch.nn.Parameter(torch.ones(4))
-    optimizer = FusedAdam([w], lr=0.1)
+    w, b = (torch.nn.Parameter(torch.ones(n)) for n in (4, 2))
+    optimizer = FusedAdam([w, b], lr=0.1)
     for flag, grad in ((0.0, 1.0), (1.0, float("nan")), (0.0, 1.0)):
-        w.grad, optimizer.found_inf = torch.full((4,), grad), torch.tensor(flag)
+        w.grad, b.grad, optimizer.found_inf = torch.full((4,), grad), torch.full((2,), grad), torch.tensor(flag)
         before = w.detach().clone()
         optimizer.step()
         assert torch.equal(w, before) == bool(flag)
-    assert optimizer.state[w]["step"] == 2
+    assert [optimizer.state[p]["step"].item() for p in (w, b)] == [2, 2]
 
 
 def test_a_copy_goes_on():
     w = torch.nn.Parameter(torch.ones(4))
     optimizer = FusedAdam([w], lr=0.1)
-    for adam in (optimizer, copy.deepcopy(optimizer)):
-        (copied,) = adam.param_groups[0]["params"]
-        copied.grad = torch.ones(4)
-        adam.step()
-        assert adam.state[copied]["step"] == 1
+    for count in (1, 2):
+        for adam in (copy.deepcopy(optimizer), optimizer):
+            (copied,) = adam.param_groups[0]["params"]
+            copied.grad = torch.ones(4)
+            adam.step()
+            assert adam.state[copied]["step"] == count
 
 
 def test_closure():
@@ -106,7 +107,7 @@ def test_a_decay_out_of_range_is_refused(decay):
 
 
 def test_each_parameter_has_a_count_of_its_own():
-    """Where gradients come and go, in two groups, through a checkpoint: bias corrections as of torch's Adam."""
+    """Where gradients come and go, in two groups and one that joins, through a checkpoint: steps as of torch's Adam."""
     torch.manual_seed(0)
     start = [torch.randn(n) for n in (2, 3, 4)]
     theirs, ours = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
@@ -114,7 +115,11 @@ def test_each_parameter_has_a_count_of_its_own():
         make([{"params": p[:2], "lr": 0.1}, {"params": p[2:], "lr": 0.01}])
         for make, p in ((lambda g: torch.optim.Adam(g, fused=True), theirs), (FusedAdam, ours))
     ]
-    for i, present in enumerate(((0, 1, 2), (0, 2), (1,), (0, 1), (0, 1), (2,), (0, 1, 2), (0, 1, 2))):
+    for i, present in enumerate(((0, 1, 2), (0, 2), (1,), (0, 1), (0, 1, 3), (2,), (0, 1, 2, 3), (0, 1, 2, 3))):
+        if i == 2:
+            for p, adam in zip((theirs, ours), adams, strict=True):
+                p.append(torch.nn.Parameter(torch.ones(2)))
+                adam.add_param_group({"params": p[3:], "lr": 0.1})
         if i == 4:
             adams[1].load_state_dict(copy.deepcopy(adams[1].state_dict()))
         for p, adam in zip((theirs, ours), adams, strict=True):
@@ -127,12 +132,15 @@ def test_each_parameter_has_a_count_of_its_own():
 
 
 def test_its_state_is_good_for_torchs_adam():
-    """Counts share memory, but no two are one number: the unfused Adam adds to each of them."""
+    """Counts share memory, but no two are one number: Adams that are not fused add to each of them."""
     ws = [torch.nn.Parameter(torch.ones(n)) for n in (2, 3)]
-    ours, theirs = FusedAdam(ws), torch.optim.Adam(ws, foreach=True)
+    ours, theirs = FusedAdam(ws), torch.optim.Adam(ws)
     for w in ws:
         w.grad = torch.ones_like(w)
     ours.step()
     theirs.load_state_dict(ours.state_dict())
-    theirs.step()
-    assert [theirs.state[w]["step"].item() for w in ws] == [2, 2]
+    for i, foreach in enumerate((True, False)):
+        theirs.param_groups[0].update(fused=False, foreach=foreach)
+        theirs.step()
+        assert [theirs.state[w]["step"].item() for w in ws] == [2 + i, 2 + i]
+    torch.testing.assert_close(ws[0].detach(), torch.full((2,), 0.997))

@@ -31,7 +31,9 @@ ROOMS = [
     *(
         "optim",
         "kernels",
+        "step",
         "compile",
+        "auto",
         "distributed",
         "svi",
         "results",

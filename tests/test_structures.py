@@ -39,9 +39,9 @@ from pyro_lvae import (
     reconstruct,
     sample_prior,
 )
-from pyro_lvae.compile import Step
 from pyro_lvae.evaluate import can_generate
 from pyro_lvae.objectives import backward, check_supported
+from pyro_lvae.step import Step
 from pyro_lvae.structures import STRUCTURES as LISTED
 from pyro_lvae.traces import ledger
 from pyro_lvae.words import WordCounts

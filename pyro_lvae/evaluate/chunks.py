@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..compile import CompiledFunction, CompileError, pays
+from ..auto import pays
+from ..compile import CompiledFunction, CompileError
 from ..malloc import kept_memory
 from ..traces import Ledger, evaluating, forked_noise, ledger
 from .watched import watched
