@@ -81,14 +81,14 @@ class AutoStep:
 def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
     """Whether compiling saves one and a half times the time that it takes, and why.
 
-    Measured on two slow cores: about a second for each parameter tensor, and a third of a step's time saved.
+    Measured on two cores: up to half a second for each parameter tensor, and about a third of a step's time saved.
 
     Args:
         seconds: of an eager step.
         steps: how many are to come.
         tensors: trained parameters.
     """
-    saved, cost = 0.33 * seconds * steps, 5.0 + 1.0 * tensors
+    saved, cost = 0.33 * seconds * steps, 5.0 + 0.5 * tensors
     times = f"{steps} steps of {1e3 * seconds:.1f} ms are to come: about {saved:.0f} s to save, {cost:.0f} s to compile"
     is_worth_it = saved > 1.5 * cost
     return is_worth_it, times if is_worth_it else f"{times}, which pays from {1.5 * cost:.0f} s saved on"

@@ -135,4 +135,4 @@ def test_pays():
     assert pays(0.05, 20_000, 78)[0]
     worth_it, why = pays(0.02, 700, 78)
     assert not worth_it
-    assert why.endswith("about 5 s to save, 83 s to compile, which pays from 124 s saved on")
+    assert why.endswith("about 5 s to save, 44 s to compile, which pays from 66 s saved on")
