@@ -64,8 +64,8 @@ class AutoStep:
             seconds = median(self._seconds[1:])
             is_worth_it, reason = pays(seconds, num_left(seconds), len(self.step.parameters))
             if not is_worth_it:
-                return self._stay_eager(reason)
-            self.say(f"compiling the training step: {reason}")
+                return self._stay_eager(f"compiling {reason}")
+            self.say(f"compiling the training step {reason}")
         try:
             started = time.perf_counter()
             self.compiled = CompiledStep(self.step, args, beta)
@@ -79,7 +79,7 @@ class AutoStep:
 
 
 def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
-    """Whether compiling saves one and a half times the time that it takes, and why.
+    """Whether compiling saves one and a half times the time that it takes; and what it would save and take, in words.
 
     Measured on two cores: up to half a second for each parameter tensor, and about a third of a step's time saved.
 
@@ -89,6 +89,4 @@ def pays(seconds: float, steps: int, tensors: int) -> tuple[bool, str]:
         tensors: trained parameters.
     """
     saved, cost = 0.33 * seconds * steps, 5.0 + 0.5 * tensors
-    times = f"{steps} steps of {1e3 * seconds:.1f} ms are to come: about {saved:.0f} s to save, {cost:.0f} s to compile"
-    is_worth_it = saved > 1.5 * cost
-    return is_worth_it, times if is_worth_it else f"{times}, which pays from {1.5 * cost:.0f} s saved on"
+    return saved > 1.5 * cost, f"would save about {saved:.0f} s of {seconds * steps:.0f} s and take up to {cost:.0f} s"

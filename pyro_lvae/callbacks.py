@@ -32,24 +32,32 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar with the epoch, both ELBOs, the least beta of a layer and of the weights, and the time left."""
+    """A bar with the epoch, both ELBOs, the least beta of a layer and of the weights, and the time left.
+
+    Where the output is no terminal but a file, a line now and then, a hundred at most.
+    """
 
     def __init__(self):
         self._progress = None
 
     def on_start(self, epoch: int, epochs: int, num_batches: int) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console()
+        self._is_live = console.is_terminal or console.is_jupyter
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=12),
             TextColumn("{task.fields[elbo]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             refresh_per_second=4,
+            console=console,
+            disable=not self._is_live,
         )
         total, done = epochs * num_batches, epoch * num_batches
         self._task = self._progress.add_task("", total=total, completed=done, epoch=epoch, epochs=epochs, elbo="")
-        self._num_batches = num_batches
+        self._num_batches, self._epochs = num_batches, epochs
         self._progress.start()
 
     def on_message(self, message: str) -> None:
@@ -64,6 +72,8 @@ class ProgressBar(Callback):
         note = _beta(layers) + (f"  KL(w) {metrics.global_kl:.1f}{_beta(others)}" if metrics.global_kl else "")
         elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
         self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)
+        if not self._is_live and (metrics.epoch % -(-self._epochs // 100) == 0 or metrics.epoch == self._epochs):
+            self.on_message(f"epoch {metrics.epoch}/{self._epochs}  {elbo}")
 
     def on_end(self) -> None:
         self._progress.stop()

@@ -73,6 +73,7 @@ class Summary:
             them within the logarithm; the ELBOs are means of those conditional on each; KL per layer and active units
             are conditional on the posterior mean.
         weight_kl: KL of the weights, nats for each training datum.
+        beta: the KL weight of a layer at the end of training that is furthest from 1; the figures here are at 1.
     """
 
     data: str
@@ -93,15 +94,20 @@ class Summary:
     units: dict[str, int]
     num_draws: int = 0
     weight_kl: float = 0.0
+    beta: float = 1.0
 
     def rows(self) -> list[tuple[str, str]]:
         """The table of results, as (label, value)."""
         given = f" (mean of {self.num_draws}, given the weights, whose KL is not taken off)" if self.num_draws else ""
         kl_of_weights = [("KL of the weights", f"{self.weight_kl:.2f} nats a training datum")] if self.num_draws else []
+        beta = (
+            [("beta", f"{self.beta:.2g} at the end of training; the figures below are at 1")] if self.beta != 1 else []
+        )
         return [
             ("structure", f"{self.structure} ({self.num_parameters:,} parameters)"),
             ("data", self.data),
-            ("training", f"{self.epochs} epochs by {self.estimator} in {self.seconds:.0f} s"),
+            ("training", f"{self.epochs} epoch{'s' * (self.epochs != 1)} by {self.estimator} in {self.seconds:.0f} s"),
+            *beta,
             ("speed", f"{self.images_per_second:,.0f} images/s"),
             ("train ELBO", f"{self.train_elbo:.2f} nats{given}"),
             ("test ELBO", f"{self.test_elbo:.2f} nats{given}"),
@@ -116,7 +122,8 @@ class Summary:
             return "none: codes are points"
         error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
         over = f", averaged over {self.num_draws} draws of the weights" if self.num_draws else ""
-        samples = f"({self.num_samples:,} samples, {self.num_images:,} images{over})"
+        what = "standard error; " if error else ""
+        samples = f"({what}{self.num_samples:,} samples, {self.num_images:,} images{over})"
         return f"{self.test_log_likelihood:.2f}{error} nats {samples}"
 
 
@@ -228,8 +235,10 @@ class Comparison:
 
     def _gradient(self, g: GradientQuality) -> list[str]:
         own = "" if g.own_bias is None else _beyond_noise(g.own_bias, g.own_bias_noise)
-        snr = "" if g.snr is None else f"{g.snr:.2g}" if g.snr > g.snr_floor else f"< {g.snr_floor:.1g}"
-        return [f"{g.norm:.3g}", f"{g.std:.3g}", snr, _beyond_noise(g.bias, g.bias_noise), own]
+        is_lost = g.snr is not None and g.snr <= g.snr_floor
+        snr = "" if g.snr is None else _below(g.snr_floor) if is_lost else f"{g.snr:.2g}"
+        norm = _below(g.snr_floor * g.std) if is_lost else f"{g.norm:.3g}"
+        return [norm, f"{g.std:.3g}", snr, _beyond_noise(g.bias, g.bias_noise), own]
 
 
 @dataclass(frozen=True)
@@ -269,7 +278,12 @@ class TrainingComparison:
 
 
 def _beyond_noise(bias: float, noise: float) -> str:
-    return f"{bias:.2g}" if bias > noise else f"< {noise:.1g}" if noise > 0 else "0"
+    return f"{bias:.2g}" if bias > noise else _below(noise) if noise > 0 else "0"
+
+
+def _below(bound: float) -> str:
+    """'< 20', where one digit would be 2e+01."""
+    return f"< {float(f'{bound:.1g}'):g}"
 
 
 def write_json(path: Path, value) -> None:

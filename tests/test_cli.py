@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from inspect import signature
@@ -52,6 +53,7 @@ def test_train_fills_a_run_folder_and_ends_with_a_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "test log p(x)" in printed
     assert "run/report.html" in printed
+    assert re.search(r"^epoch 1/2  ELBO train -.*^epoch 2/2  ELBO train -", printed, re.DOTALL | re.MULTILINE)
     assert yaml.safe_load((run / "config.yaml").read_text())["structure"]["init_args"]["z_dims"] == [4, 2]
     assert list((run / "tensorboard").iterdir())
 
@@ -316,6 +318,13 @@ def test_a_structure_of_ones_own_by_its_path(tmp_path):
         (["train", "--bayesian.wher", "x"], "train: --bayesian: there is no option 'wher'; --bayesian.help lists them"),
         (["train", "--bayesian.prior.sclae", "2"], "--bayesian.prior: there is no option 'sclae'; --bayesian.prior"),
         (["train", "--optimizer", "Adamm"], "train: --optimizer: there is no 'Adamm'; give the path of a class"),
+        (["train", "--lr", "1e-3"], "train: there is no option --lr; do you mean --optimizer.lr?"),
+        (
+            ["train", "--num_particles", "5"],
+            "no option --num_particles; do you mean --estimator.num_particles?",
+        ),
+        (["train", "--z_dims", "[3]"], "there is no option --z_dims; do you mean --structure.z_dims?"),
+        (["train", "--epoch", "1"], "train: there is no option --epoch; --help lists them"),  # not short for --epochs
         (["evaluate", "nowhere"], "holds no config.yaml"),
         (["train", "--resume"], "name its folder"),
     ],

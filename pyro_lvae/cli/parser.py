@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 
 from jsonargparse import ArgumentParser
 
 from ..bayes import POSTERIORS, PRIORS
 from ..data import DATASETS
 from ..objectives import ESTIMATORS
+from ..optim import FusedAdam
 from ..structures import STRUCTURES
 from ..structures.denoising import CORRUPTIONS
 from ..structures.flows import FLOWS
@@ -30,6 +32,9 @@ KNOWN = {
 class Parser(ArgumentParser):
     """jsonargparse's, which tells every type that an option could have had; the reason alone is printed here."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
     def format_help(self) -> str:
         """Without the hundreds of modules of torch that an activation or a likelihood could be."""
         return re.sub(r",\s+known\s+subclasses:\s[^)]*\)", ")", super().format_help())
@@ -45,6 +50,8 @@ def _in_a_sentence(message: str) -> str:
     text = re.sub(r"\.? (Got value|Given value( type)?): (Namespace|NestedArg)\(.*", "", text)
     if unknown := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", text):
         return f"{unknown[1]} has no option {unknown[2]!r}; pyro-lvae {unknown[1]} --help lists them"
+    if unknown := re.match(r"[Uu]nrecognized arguments: --([\w.]+)", text):
+        return _unknown(unknown[1])
     key = re.match(r'Parser key "([^"]+)": ?', text)
     if key is None:
         return text
@@ -67,6 +74,14 @@ def _in_a_sentence(message: str) -> str:
     if pair := re.search(r"Expected '(\S+)' to be a subclass of AnyStructure", reason):
         return f"--{option} {pair[1]}: a structure is an nn.Module with model and guide, and this is none"
     return f"--{option}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _unknown(name: str) -> str:
+    """An option that there is not, and the one that is meant where it stands by its last name."""
+    for option, classes in (("structure", STRUCTURES), ("estimator", ESTIMATORS), ("optimizer", [FusedAdam])):
+        if any(name in signature(c).parameters for c in classes):
+            return f"there is no option --{name}; do you mean --{option}.{name}?"
+    return f"there is no option --{name}; --help lists them"
 
 
 def _help_of(option: str) -> str:

@@ -83,7 +83,14 @@ def summarize(
         units={name: layer.variance.numel() for name, layer in activity.items()},
         num_draws=num_draws if is_bayesian else 0,
         weight_kl=weight_kl(structure) / len(data.x_train) if is_bayesian else 0.0,
+        beta=_last_beta(history),
     )
+
+
+def _last_beta(history: list[EpochMetrics]) -> float:
+    """Of the layers' KL weights in the last epoch the one furthest from 1."""
+    weights = [beta for name, beta in history[-1].beta.items() if name in history[-1].kl] if history else []
+    return max(weights, key=lambda beta: abs(beta - 1), default=1.0)
 
 
 def _name(structure: nn.Module) -> str:
