@@ -100,9 +100,7 @@ class Summary:
         """The table of results, as (label, value)."""
         given = f" (mean of {self.num_draws}, given the weights, whose KL is not taken off)" if self.num_draws else ""
         kl_of_weights = [("KL of the weights", f"{self.weight_kl:.2f} nats a training datum")] if self.num_draws else []
-        beta = (
-            [("beta", f"{self.beta:.2g} at the end of training; the figures below are at 1")] if self.beta != 1 else []
-        )
+        beta = [] if self.beta == 1 else [("beta", f"{self.beta:.2g} at the end of training; figures below are at 1")]
         return [
             ("structure", f"{self.structure} ({self.num_parameters:,} parameters)"),
             ("data", self.data),
@@ -123,7 +121,7 @@ class Summary:
         error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
         over = f", averaged over {self.num_draws} draws of the weights" if self.num_draws else ""
         what = "standard error; " if error else ""
-        samples = f"({what}{self.num_samples:,} samples, {self.num_images:,} images{over})"
+        samples = f"({what}{self.num_samples:,} samples, {self.num_images:,} image{'s' * (self.num_images != 1)}{over})"
         return f"{self.test_log_likelihood:.2f}{error} nats {samples}"
 
 

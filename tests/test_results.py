@@ -21,7 +21,7 @@ def test_summary_in_words():
     assert "beta" not in rows
     alone = dict(replace(SUMMARY, epochs=1, num_images=1, test_log_likelihood_stderr=None, beta=0.1).rows())
     assert alone["training"].startswith("1 epoch by")
-    assert alone["test log p(x)"] == "-22.78 nats (1,000 samples, 1 images)"
+    assert alone["test log p(x)"] == "-22.78 nats (1,000 samples, 1 image)"
     assert alone["beta"] == "0.1 at the end of training; figures below are at 1"
 
 
