@@ -30,8 +30,8 @@ def summarize(
 ) -> Summary:
     """Evaluate a trained structure on the test set; random numbers come from torch's default generator.
 
-    Of `BayesianWeights`, the log-likelihood is averaged over draws of the weights, the ELBOs are means over them, and
-    KL per layer and active units are those at the posterior mean.
+    ELBOs and KL per layer are by ten draws. Of `BayesianWeights`, the log-likelihood is averaged over draws of the
+    weights, the ELBOs are means over them, and KL per layer and active units are those at the posterior mean.
 
     Args:
         history: what `fit` returned.
@@ -57,7 +57,7 @@ def summarize(
         return log_likelihood(structure, x, num_samples, y=y)
 
     def elbo_of(x: Tensor, y: Tensor | None) -> Tensor:
-        return torch.stack([elbo(given, x, y=y) for given in draws]).mean(0)
+        return torch.stack([elbo(given, x, 1 if is_bayesian else 10, y=y) for given in draws]).mean(0)
 
     log_p = None
     if has_likelihood(point, x[:1], None if y is None else y[:1]):
