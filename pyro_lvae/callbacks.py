@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Callback:
 class ProgressBar(Callback):
     """A bar with the epoch, both ELBOs, the least beta of a layer and of the weights, and the time left.
 
-    Where the output is no terminal but a file, a line now and then, a hundred at most.
+    Where the output is no terminal but a file, a line now and then: a hundred and the last, and one after each
+    half minute of silence.
     """
 
     def __init__(self):
@@ -45,7 +47,7 @@ class ProgressBar(Callback):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console()
-        self._is_live = console.is_terminal or console.is_jupyter
+        self._is_live = console.is_jupyter or (console.is_interactive and console.file.isatty())
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=12),
@@ -57,11 +59,11 @@ class ProgressBar(Callback):
         )
         total, done = epochs * num_batches, epoch * num_batches
         self._task = self._progress.add_task("", total=total, completed=done, epoch=epoch, epochs=epochs, elbo="")
-        self._num_batches, self._epochs = num_batches, epochs
+        self._num_batches, self._epochs, self._line, self._last = num_batches, epochs, "", time.monotonic()
         self._progress.start()
 
     def on_message(self, message: str) -> None:
-        self._progress.console.print(message, markup=False, highlight=False)
+        self._progress.console.print(message, markup=False, highlight=False, soft_wrap=not self._is_live)
 
     def on_batch(self, epoch: int, batch: int) -> None:
         self._progress.update(self._task, completed=epoch * self._num_batches + batch + 1)
@@ -72,10 +74,17 @@ class ProgressBar(Callback):
         note = _beta(layers) + (f"  KL(w) {metrics.global_kl:.1f}{_beta(others)}" if metrics.global_kl else "")
         elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
         self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)
-        if not self._is_live and (metrics.epoch % -(-self._epochs // 100) == 0 or metrics.epoch == self._epochs):
-            self.on_message(f"epoch {metrics.epoch}/{self._epochs}  {elbo}")
+        self._line = f"epoch {metrics.epoch}/{self._epochs}  {elbo}"
+        if metrics.epoch % -(-self._epochs // 100) == 0 or time.monotonic() - self._last > 30:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        if self._line and not self._is_live:
+            self.on_message(self._line)
+        self._line, self._last = "", time.monotonic()
 
     def on_end(self) -> None:
+        self._write_line()
         self._progress.stop()
 
 

@@ -364,14 +364,14 @@ def _hint(error: Exception) -> str:
     if "within the support" in str(error):
         return (
             "; the distribution does not admit these values: binarise the data, or pass another likelihood "
-            "(likelihood=Normal, --structure.likelihood pyro_lvae.conditionals.Normal)"
+            "(pyro_lvae.conditionals.Normal, for one)"
         )
     if "same dtype" in str(error):
         return "; data and weights must have one dtype: x.float(), or structure.double()"
     if "more than 1 value per channel" in str(error):
         return "; batch norm needs several rows: leave it out (batch_norm=False) where a network sees one"
     if "shapes cannot be multiplied" in str(error):
-        return "; a layer was made for rows, or for a latent, of another size: x_dim is the number of columns of x"
+        return "; a layer was made for rows, or for a latent, of another size (x_dim is to be the columns of x)"
     if "to satisfy the constraint" in str(error):
         return " NaN or out of range; map what a network gives into the constraint, a scale by softplus or exp"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -61,7 +62,7 @@ class Summary:
         data, structure, estimator: what was trained on what, by what.
         epochs, seconds, images_per_second: of training.
         num_parameters: trainable scalars.
-        train_elbo, test_elbo: ELBO at beta = 1, in evaluation mode.
+        train_elbo, test_elbo: ELBO at beta = 1, in evaluation mode, by ten draws.
         test_log_likelihood: importance-sampled log p(x), mean over `num_images` test rows; `None` for an autoencoder.
         test_log_likelihood_stderr: standard error of that mean over the rows; `None` for a single one.
         num_samples: importance samples a row.
@@ -100,11 +101,11 @@ class Summary:
         """The table of results, as (label, value)."""
         given = f" (mean of {self.num_draws}, given the weights, whose KL is not taken off)" if self.num_draws else ""
         kl_of_weights = [("KL of the weights", f"{self.weight_kl:.2f} nats a training datum")] if self.num_draws else []
-        beta = [] if self.beta == 1 else [("beta", f"{self.beta:.2g} at the end of training; figures below are at 1")]
+        beta = [] if self.beta == 1 else [("beta", f"{self.beta:.4g} at the end of training; figures below are at 1")]
         return [
             ("structure", f"{self.structure} ({self.num_parameters:,} parameters)"),
             ("data", self.data),
-            ("training", f"{self.epochs} epoch{'s' * (self.epochs != 1)} by {self.estimator} in {self.seconds:.0f} s"),
+            ("training", f"{_several(self.epochs, 'epoch')} by {self.estimator} in {self.seconds:.0f} s"),
             *beta,
             ("speed", f"{self.images_per_second:,.0f} images/s"),
             ("train ELBO", f"{self.train_elbo:.2f} nats{given}"),
@@ -121,7 +122,7 @@ class Summary:
         error = "" if self.test_log_likelihood_stderr is None else f" ± {self.test_log_likelihood_stderr:.2f}"
         over = f", averaged over {self.num_draws} draws of the weights" if self.num_draws else ""
         what = "standard error; " if error else ""
-        samples = f"({what}{self.num_samples:,} samples, {self.num_images:,} image{'s' * (self.num_images != 1)}{over})"
+        samples = f"({what}{_several(self.num_samples, 'sample')}, {_several(self.num_images, 'image')}{over})"
         return f"{self.test_log_likelihood:.2f}{error} nats {samples}"
 
 
@@ -279,9 +280,14 @@ def _beyond_noise(bias: float, noise: float) -> str:
     return f"{bias:.2g}" if bias > noise else _below(noise) if noise > 0 else "0"
 
 
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def _below(bound: float) -> str:
-    """'< 20', where one digit would be 2e+01."""
-    return f"< {float(f'{bound:.1g}'):g}"
+    """A bound in two digits, rounded up."""
+    step = 10.0 ** (math.floor(math.log10(bound)) - 1)
+    return f"< {float(f'{math.ceil(bound / step - 1e-9) * step:.2g}'):g}"
 
 
 def write_json(path: Path, value) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pyro_lvae import VAE, Dataset, FusedAdam, SampledELBO, auto, loop
-from pyro_lvae.auto import TRIAL, AutoStep, pays
+from pyro_lvae.auto import TRIAL, AutoStep, pays, saved_of_a_step
 from pyro_lvae.compile import CompileError
 from pyro_lvae.distributed import Processes
 
@@ -132,7 +132,12 @@ def test_batch_norm_over_several_processes_hinders(training):
 
 
 def test_pays():
-    assert pays(0.05, 20_000, 78)[0]
-    worth_it, why = pays(0.02, 700, 78)
+    assert pays(330.0, 1000.0, 78) == (True, "would save about 330 s of 1000 s and take about 44 s")
+    worth_it, why = pays(60.0, 180.0, 78)
     assert not worth_it
-    assert why == "would save about 5 s of 14 s and take up to 44 s"
+    assert why == "would save about 60 s of 180 s and take about 44 s; it is done from 66 s saved on"
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.03, 0.010), (0.075, 0.012), (0.214, 0.022), (0.494, 0.048)])
+def test_what_is_expected_to_be_saved_of_a_step_was_measured(seconds, saved):
+    assert saved_of_a_step(seconds) == pytest.approx(saved, rel=0.4)

@@ -324,6 +324,10 @@ def test_a_structure_of_ones_own_by_its_path(tmp_path):
             "no option --num_particles; do you mean --estimator.num_particles?",
         ),
         (["train", "--z_dims", "[3]"], "there is no option --z_dims; do you mean --structure.z_dims?"),
+        (["train", "--batch-size", "64"], "there is no option --batch-size; do you mean --batch_size?"),
+        (["train", "--where", "x"], "there is no option --where; do you mean --bayesian.where?"),
+        (["train", "--x_dim", "9"], "there is no option --x_dim; --help lists them"),
+        (["evaluate", "run", "--lr", "1"], "there is no option --lr; --help lists them"),
         (["train", "--epoch", "1"], "train: there is no option --epoch; --help lists them"),  # not short for --epochs
         (["evaluate", "nowhere"], "holds no config.yaml"),
         (["train", "--resume"], "name its folder"),

@@ -472,7 +472,8 @@ def test_every_broken_rule_is_said_at_once(x6):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x[:, :5], "a layer was made for rows, or for a latent, of another size"),
+        (lambda x: x[:, :5], r"or for a latent, of another size \(x_dim is to be the columns of x\)"),
+        (lambda x: 0.5 * x, r"binarise the data, or pass another likelihood \(pyro_lvae.conditionals.Normal"),
         (lambda x: x.double(), r"must have one dtype: x.float\(\), or structure.double\(\)"),
     ],
 )

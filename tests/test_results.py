@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pyro_lvae import LadderVAE, fit, summarize
 from pyro_lvae.results import GradientQuality, Summary, _below, _beyond_noise
 
 SUMMARY = Summary(
@@ -25,7 +26,16 @@ def test_summary_in_words():
     assert alone["beta"] == "0.1 at the end of training; figures below are at 1"
 
 
-@pytest.mark.parametrize(("bound", "said"), [(20.3, "< 20"), (0.0043, "< 0.004"), (1234.0, "< 1000")])
+def test_the_beta_furthest_from_one_is_kept(tiny):
+    ladder = LadderVAE(12, (5, 3), (16, 8))
+    history = fit(ladder, tiny, epochs=1, beta={"z1": 1.0, "z2": 0.5}, callbacks=())
+    assert summarize(ladder, tiny, history, num_samples=2).beta == 0.5
+    assert summarize(ladder, tiny, [], num_samples=2).beta == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"), [(20.3, "< 21"), (0.0043, "< 0.0043"), (1234.0, "< 1300"), (0.0149, "< 0.015")]
+)
 def test_bounds_are_numbers_that_one_reads(bound, said):
     assert _below(bound) == said
 
@@ -36,7 +46,7 @@ def test_what_is_lost_in_noise_is_bounded():
 
 def test_a_gradient_lost_in_noise_is_not_called_zero(comparison):
     quality = GradientQuality(0.0, 18.1, 0.0, 0.6, 1.0, 0.1, None, None)
-    assert comparison._gradient(quality)[:3] == ["< 10", "18.1", "< 0.6"]
+    assert comparison._gradient(quality)[:3] == ["< 11", "18.1", "< 0.6"]
     assert comparison._gradient(replace(quality, norm=20.0, snr=20 / 18.1))[:3] == ["20", "18.1", "1.1"]
 
 

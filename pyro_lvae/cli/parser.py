@@ -7,7 +7,7 @@ from inspect import signature
 
 from jsonargparse import ArgumentParser
 
-from ..bayes import POSTERIORS, PRIORS
+from ..bayes import POSTERIORS, PRIORS, BayesianWeights
 from ..data import DATASETS
 from ..objectives import ESTIMATORS
 from ..optim import FusedAdam
@@ -29,6 +29,9 @@ KNOWN = {
 }
 
 
+GROUPS = {"structure": STRUCTURES, "estimator": ESTIMATORS, "optimizer": [FusedAdam], "bayesian": [BayesianWeights]}
+
+
 class Parser(ArgumentParser):
     """jsonargparse's, which tells every type that an option could have had; the reason alone is printed here."""
 
@@ -42,16 +45,16 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         if not self.exit_on_error:  # the parser of a class within an option: the outer one says it
             super().error(message, ex)
-        self.exit(2, f"{self.prog.replace(' [options]', '')}: {_in_a_sentence(message)}\n")
+        self.exit(2, f"{self.prog.replace(' [options]', '')}: {_in_a_sentence(message, self)}\n")
 
 
-def _in_a_sentence(message: str) -> str:
+def _in_a_sentence(message: str, parser: ArgumentParser) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
     text = re.sub(r"\.? (Got value|Given value( type)?): (Namespace|NestedArg)\(.*", "", text)
     if unknown := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", text):
         return f"{unknown[1]} has no option {unknown[2]!r}; pyro-lvae {unknown[1]} --help lists them"
-    if unknown := re.match(r"[Uu]nrecognized arguments: --([\w.]+)", text):
-        return _unknown(unknown[1])
+    if unknown := re.match(r"[Uu]nrecognized arguments: --([^\s=]+)", text):
+        return _unknown(unknown[1], list(parser._option_string_actions))
     key = re.match(r'Parser key "([^"]+)": ?', text)
     if key is None:
         return text
@@ -76,12 +79,14 @@ def _in_a_sentence(message: str) -> str:
     return f"--{option}: {reason[:1].lower()}{reason[1:]}"
 
 
-def _unknown(name: str) -> str:
-    """An option that there is not, and the one that is meant where it stands by its last name."""
-    for option, classes in (("structure", STRUCTURES), ("estimator", ESTIMATORS), ("optimizer", [FusedAdam])):
-        if any(name in signature(c).parameters for c in classes):
-            return f"there is no option --{name}; do you mean --{option}.{name}?"
-    return f"there is no option --{name}; --help lists them"
+def _unknown(name: str, options: list[str]) -> str:
+    """An option that there is not, and the one that is meant, where it stands by its last name or with a hyphen."""
+    meant, last = [f"--{name.replace('-', '_')}"], name.replace("-", "_")
+    for group, classes in GROUPS.items():
+        if f"--{group}" in options or f"--{group}.help" in options:
+            meant += [f"--{group}.{last}" for c in classes if last in list(signature(c).parameters)[1:]]
+    known = [option for option in meant if "." in option or option in options]
+    return f"there is no option --{name}; {f'do you mean {known[0]}?' if known else '--help lists them'}"
 
 
 def _help_of(option: str) -> str:
