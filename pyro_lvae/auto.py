@@ -99,7 +99,7 @@ def pays(saved: float, total: float, tensors: int) -> tuple[bool, str]:
 def saved_of_a_step(seconds: float) -> float:
     """What compiling saves of a training step, most of which is what Python takes whatever the particles.
 
-    A third of 40 ms and little beyond: 10 of 30 ms for a ladder by one particle, 12 of 75 by five, 22 of 214 by twenty
+    A third of 40 ms and little beyond: 12 of 38 ms for a ladder by one particle, 12 of 75 by five, 22 of 214 by twenty
     (`benchmarks/results/scaling_K.json`).
     """
     return 0.33 * min(seconds, 0.04) + 0.07 * max(0.0, seconds - 0.04)

@@ -69,8 +69,8 @@ class ProgressBar(Callback):
         self._progress.update(self._task, completed=epoch * self._num_batches + batch + 1)
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
-        layers = {name: beta for name, beta in metrics.beta.items() if name in metrics.kl}
-        others = {name: beta for name, beta in metrics.beta.items() if name not in metrics.kl}
+        layers = metrics.beta_of_layers
+        others = {name: beta for name, beta in metrics.beta.items() if name not in layers}
         note = _beta(layers) + (f"  KL(w) {metrics.global_kl:.1f}{_beta(others)}" if metrics.global_kl else "")
         elbo = f"ELBO train {metrics.train_elbo:.2f}  test {metrics.test_elbo:.2f}{note}"
         self._progress.update(self._task, epoch=metrics.epoch, elbo=elbo)

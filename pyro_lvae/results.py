@@ -48,6 +48,11 @@ class EpochMetrics:
     critic_loss: float | None = None
     estimator: str = ""
 
+    @property
+    def beta_of_layers(self) -> dict[str, float]:
+        """`beta` without the sites of weights."""
+        return {name: beta for name, beta in self.beta.items() if name in self.kl}
+
 
 def trained_by(history: list[EpochMetrics]) -> str:
     """The estimators of a run by name, in the order of its epochs: "SampledELBO, then IWAE"."""

@@ -81,12 +81,12 @@ def _in_a_sentence(message: str, parser: ArgumentParser) -> str:
 
 def _unknown(name: str, options: list[str]) -> str:
     """An option that there is not, and the one that is meant, where it stands by its last name or with a hyphen."""
-    meant, last = [f"--{name.replace('-', '_')}"], name.replace("-", "_")
+    last = name.replace("-", "_")
+    meant = [f"--{last}"] if f"--{last}" in options else []
     for group, classes in GROUPS.items():
         if f"--{group}" in options or f"--{group}.help" in options:
             meant += [f"--{group}.{last}" for c in classes if last in list(signature(c).parameters)[1:]]
-    known = [option for option in meant if "." in option or option in options]
-    return f"there is no option --{name}; {f'do you mean {known[0]}?' if known else '--help lists them'}"
+    return f"there is no option --{name}; {f'do you mean {meant[0]}?' if meant else '--help lists them'}"
 
 
 def _help_of(option: str) -> str:

@@ -89,7 +89,7 @@ def summarize(
 
 def _last_beta(history: list[EpochMetrics]) -> float:
     """Of the layers' KL weights in the last epoch the one furthest from 1."""
-    weights = [beta for name, beta in history[-1].beta.items() if name in history[-1].kl] if history else []
+    weights = history[-1].beta_of_layers.values() if history else []
     return max(weights, key=lambda beta: abs(beta - 1), default=1.0)
 
 
